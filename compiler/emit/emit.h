@@ -1,0 +1,67 @@
+/* From schedules to an executable's source: the tables of runtime/peftrt.h and the code of the
+ * kernels.
+ *
+ * The tables are built in memory first (tables.c, temps.c); the C printer (c_tables.c, c_body.c)
+ * and the memory report read them. Kernels whose code would be the same are one kernel (code.c).
+ *
+ * Arguments of a step, in order:
+ *   MAP, COLUMN_SUM, FULL_SUM  the buffers it reads, then its results
+ *   GEMM                       A, B, C, then what the epilogue reads, then its other results; C
+ * holds the finished product when the epilogue is called and is its first result templates the op's
+ * inputs, then its results; PEFT_REF_NONE for one not needed
+ */
+#ifndef PEFTC_EMIT_H
+#define PEFTC_EMIT_H
+
+#include <stdio.h>
+
+#include "../kernel.h"
+#include "../source.h"
+
+typedef struct ProgramInfo {          /* what the tables say beside the graph */
+    const char *name, *source, *text; /* as in PeftProgram */
+    PeftTask task;
+    PeftConfig config;
+    PeftFit fit;
+    const PeftMethod *method;
+    int32_t nmethod;
+    Sources *sources; /* names model lines; NULL: none are named */
+} ProgramInfo;
+
+/* Generated code, shared by all steps whose kernels have the same body. */
+typedef struct Code {
+    const Kernel *kernel; /* the first one that has it */
+    const char *name;     /* "k017_bias_gelu_3072" */
+    const char *where;    /* model lines of its nodes */
+    uint64_t hash;
+    const char *key;
+    int32_t steps; /* that run it */
+} Code;
+
+/* What stands behind an entry of PeftProgram.kernel. */
+typedef struct CodeEntry {
+    int32_t code;        /* index into Program.code, or -1: a routine of the runtime alone */
+    const int32_t *site; /* dropout sites, in the order of the body's K_KEEP instructions */
+    int32_t nsite;
+} CodeEntry;
+
+typedef struct Program {
+    Graph *graph;      /* whose pool owns all of it */
+    PeftProgram table; /* complete but for the function pointers */
+    CodeEntry *entry;  /* [table.nkernel] */
+    Code *code;
+    int32_t ncode;
+} Program;
+
+/* Everything lives in the graph's pool. sched[fn] is NULL for functions the program does not have.
+ */
+Program *program_build(Graph *g, const ProgramInfo *info, Schedule *const sched[PEFT_FN_COUNT]);
+
+/* Writes the C source of the program. False when writing failed. */
+bool emit_c(FILE *out, const Program *p);
+
+/* Both. */
+bool emit_program(FILE *out, Graph *g, const ProgramInfo *info,
+                  Schedule *const sched[PEFT_FN_COUNT]);
+
+#endif

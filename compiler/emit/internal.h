@@ -1,0 +1,81 @@
+/* What the files of this folder share. */
+#ifndef PEFTC_EMIT_INTERNAL_H
+#define PEFTC_EMIT_INTERNAL_H
+
+#include "../pass/fuse.h"
+#include "../pass/schedule.h"
+#include "emit.h"
+
+/* ---- arguments (code.c) ---- */
+
+/* How a buffer is indexed at element (r, c) of a kernel's space [rows, cols]. */
+typedef enum Access {
+    ACCESS_ELEMENT, /* r * cols + c */
+    ACCESS_ROW,     /* r */
+    ACCESS_COLUMN,  /* c */
+    ACCESS_SCALAR   /* 0 */
+} Access;
+
+Access access_of(const KBody *b, Type t);
+
+/* Buffers of a kernel in the order of its arguments; `result` arguments come last. */
+typedef struct Args {
+    Node **node; /* NULL: a result that is not needed */
+    int32_t n, nread;
+} Args;
+
+Args kernel_args(Graph *g, const Kernel *k);
+/* The argument that the body reads a tensor from, or that a result goes to. */
+int arg_read(const Kernel *k, const Args *args, const Node *tensor);
+int arg_written(const Kernel *k, const Args *args, int out);
+
+/* The index into Program.code of a kernel's code (a new one, or an equal one that exists), and the
+ * dropout sites of this kernel. */
+int32_t code_find(Graph *g, Program *p, const Kernel *k, const char *where, CodeEntry *entry);
+/* Names of a kernel's ops, "matmul+add+gelu". */
+char *kernel_label(Graph *g, const Kernel *k, char join, int most);
+
+/* ---- temporaries (temps.c) ---- */
+
+typedef struct Temps {
+    PeftTemp *temp;
+    int32_t n;
+    int32_t *of;        /* by node id: temporary of a buffer node, or -1 */
+    int32_t *workspace; /* by step: temporary, or -1 */
+} Temps;
+
+Temps find_temps(Graph *g, PeftFn fn, const Schedule *s, Sources *sources);
+
+/* "lib/bert.bert:31", "" when nothing is known. */
+const char *where_of(Graph *g, Sources *sources, Span span);
+
+/* ---- loops (loops.c): how a body is laid out in a row's loops, for every printer ---- */
+
+/* A row is one loop over its columns when the body has no row reduction, one more for each
+ * reduction that waits for another. A value is computed in the first loop that can; a later loop
+ * that needs it again reads it from a scratch row when it was expensive, and computes it again
+ * otherwise. Results are stored in the last loop, so that a result may overwrite an operand that is
+ * read before. */
+typedef struct Loops {
+    int n;
+    int32_t
+        *phase; /* element values: their loop; row values: the loop before which they are known */
+    bool *kept; /* has a scratch row */
+    int *uses;  /* of element values in the loop last asked for */
+} Loops;
+
+Loops find_loops(Graph *g, const Kernel *k);
+/* Fills uses[] with how often loop `at` reads each value there; 0: it is not computed in it. */
+void loop_uses(const Kernel *k, Loops *l, int at);
+/* Whether a result is stored within the last loop: it differs along the row. */
+bool stored_in_loop(const Kernel *k, int out);
+bool is_reduction(const KInstr *in);
+bool reduces_buffer(const KBody *b, const KInstr *reduction);
+
+/* ---- printing ---- */
+
+void emit_kernel_c(FILE *out, Graph *g, const Code *code);
+/* A C string literal, quotes included. */
+void emit_string(FILE *out, const char *s);
+
+#endif

@@ -1,0 +1,258 @@
+/* Builds a program's tables in memory: variables, functions, steps, kernels. Invariant: every
+ * buffer reference of a step is a variable, an input, or a temporary alive in that step. */
+#include "internal.h"
+
+#include <string.h>
+
+typedef struct Builder {
+    Graph *g;
+    const ProgramInfo *info;
+    Program *out;
+    PeftKernel *kernel; /* grows with the steps */
+    PeftFn fn;          /* the function being built */
+    Temps temps;
+    const NodePass *pass;
+} Builder;
+
+/* ---- variables ---- */
+
+static PeftVar table_var(const Builder *b, const Var *v) {
+    PeftVar out = {.name = v->name,
+                   .block = v->block ? v->block : "",
+                   .where = where_of(b->g, b->info->sources, v->span),
+                   .dtype = v->type.dt,
+                   .rank = v->type.rank,
+                   .is_state = v->kind == VAR_STATE,
+                   .trainable = v->trainable,
+                   .fresh = v->fresh,
+                   .decay = v->decay,
+                   .init = v->init.kind,
+                   .init_value = v->init.a};
+    memcpy(out.dim, v->type.dim, sizeof out.dim);
+    return out;
+}
+
+static void build_vars(Builder *b) {
+    PeftVar *var = graph_alloc(b->g, (size_t)b->g->nvar * sizeof *var + 1);
+    for (int i = 0; i < b->g->nvar; i++) var[i] = table_var(b, &b->g->var[i]);
+    const Function *start = &b->g->fn[PEFT_FN_START];
+    for (int i = 0; i < start->nupdate; i++) var[start->update[i].var].derived = true;
+    b->out->table.var = var;
+    b->out->table.nvar = b->g->nvar;
+}
+
+/* ---- references ---- */
+
+static int32_t reference(const Builder *b, const Node *n) {
+    if (!n) return PEFT_REF_NONE;
+    n = buffer_of(n);
+    if (n->op == OP_VAR) return PEFT_REF_VAR | n->attr.leaf.index;
+    if (n->op == OP_INPUT) return PEFT_REF_INPUT | n->attr.leaf.index;
+    if (b->temps.of[n->id] >= 0) return PEFT_REF_TEMP | b->temps.of[n->id];
+    int32_t var = updated_var(b->g, b->fn, n);
+    if (var < 0) PANIC(n, "has no buffer");
+    return PEFT_REF_VAR | var;
+}
+
+/* ---- what runtime routines are told ---- */
+
+static const PeftGemm *gemm_desc(Builder *b, const Kernel *k, const Args *args) {
+    PeftGemm *d = graph_alloc(b->g, sizeof *d);
+    const Node *n = k->anchor;
+    const Type a = n->in[0]->type;
+    d->m = n->type.dim[0];
+    d->n = n->type.dim[1];
+    d->k = a.dim[n->attr.matmul.trans_a ? 0 : 1];
+    d->trans_a = n->attr.matmul.trans_a != 0;
+    d->trans_b = n->attr.matmul.trans_b != 0;
+    d->b_dtype = args->node[1]->type.dt;
+    return d;
+}
+
+static const PeftAttention *attention_desc(Builder *b, const Node *n) {
+    PeftAttention *d = graph_alloc(b->g, sizeof *d);
+    const Type q = n->in[n->op == OP_ATTENTION_GRAD]->type;
+    d->heads = n->attr.attention.heads;
+    d->site = n->attr.attention.site;
+    d->scale = n->attr.attention.scale;
+    d->p = n->attr.attention.p;
+    d->rows = q.dim[0];
+    d->width = q.dim[1];
+    return d;
+}
+
+/* Entries and table rows of an index; rows and columns of a segment sum's operand; rows and columns
+ * of a transposed result. */
+static const PeftIndex *index_desc(Builder *b, const Node *n) {
+    PeftIndex *d = graph_alloc(b->g, sizeof *d);
+    const Type in = n->in[0]->type;
+    d->n = in.dim[0];
+    d->rows = n->op == OP_INDEX ? n->attr.index.rows : n->type.dim[0];
+    d->cols = n->op == OP_INDEX ? 0 : n->type.dim[1];
+    return d;
+}
+
+static const void *step_desc(Builder *b, const Kernel *k, const Args *args) {
+    switch (k->kind) {
+    case PEFT_KERNEL_GEMM: return gemm_desc(b, k, args);
+    case PEFT_KERNEL_ATTENTION:
+    case PEFT_KERNEL_ATTENTION_GRAD: return attention_desc(b, k->anchor);
+    case PEFT_KERNEL_INDEX:
+    case PEFT_KERNEL_SEGMENT_SUM:
+    case PEFT_KERNEL_TRANSPOSE: return index_desc(b, k->anchor);
+    default: return NULL;
+    }
+}
+
+/* ---- kernels ---- */
+
+static bool same_entry(const CodeEntry *a, const CodeEntry *b) {
+    return a->code == b->code && a->nsite == b->nsite &&
+           memcmp(a->site, b->site, (size_t)a->nsite * sizeof *a->site) == 0;
+}
+
+/* The entry of the kernel table for this code, these sites and this kind; added when new. */
+static int32_t kernel_index(Builder *b, const Kernel *k, const char *where) {
+    static const int32_t no_site[1];
+    PeftProgram *t = &b->out->table;
+    CodeEntry entry = {.code = -1, .site = no_site};
+    if (k->body) entry.code = code_find(b->g, b->out, k, where, &entry);
+    for (int32_t i = 0; i < t->nkernel; i++)
+        if (b->kernel[i].kind == k->kind && same_entry(&b->out->entry[i], &entry)) return i;
+    const char *name = k->body ? b->out->code[entry.code].name : op_info[k->anchor->op].name;
+    b->kernel[t->nkernel] = (PeftKernel){.name = name, .kind = k->kind};
+    b->out->entry[t->nkernel] = entry;
+    return t->nkernel++;
+}
+
+/* ---- steps ---- */
+
+/* Where most of a kernel comes from: its routine's line, or the line of its last op that has one.
+ */
+static const char *kernel_where(const Builder *b, const Kernel *k) {
+    if (k->anchor) return where_of(b->g, b->info->sources, k->anchor->span);
+    for (int i = k->nnode - 1; i >= 0; i--)
+        if (k->node[i]->span.file >= 0) return where_of(b->g, b->info->sources, k->node[i]->span);
+    return "";
+}
+
+static void kernel_space(const Kernel *k, int64_t *rows, int64_t *cols) {
+    type_space(k->out[0]->type, rows, cols);
+    if (!k->body) return;
+    *rows = k->body->rows;
+    *cols = k->body->cols;
+}
+
+static PeftStep build_step(Builder *b, const Kernel *k, int step) {
+    Args args = kernel_args(b->g, k);
+    int32_t *ref = graph_alloc(b->g, (size_t)args.n * sizeof *ref + 1);
+    for (int i = 0; i < args.n; i++) ref[i] = reference(b, args.node[i]);
+    int32_t space = b->temps.workspace[step];
+    PeftStep s = {.narg = args.n,
+                  .arg = ref,
+                  .workspace = space < 0 ? PEFT_REF_NONE : PEFT_REF_TEMP | space,
+                  .pass = k->nnode ? b->pass[k->node[k->nnode - 1]->id].pass : PASS_OPTIMIZER,
+                  .desc = step_desc(b, k, &args),
+                  .label = kernel_label(b->g, k, '+', 6),
+                  .where = kernel_where(b, k)};
+    kernel_space(k, &s.rows, &s.cols);
+    s.kernel = kernel_index(b, k, s.where);
+    return s;
+}
+
+static void build_outputs(Builder *b, PeftFunction *f) {
+    const Function *from = &b->g->fn[b->fn];
+    PeftOutput *out = graph_alloc(b->g, (size_t)from->nout * sizeof *out + 1);
+    for (int i = 0; i < from->nout; i++) {
+        const Node *n = from->out[i].node;
+        out[i] =
+            (PeftOutput){.name = from->out[i].name, .ref = reference(b, n), .rank = n->type.rank};
+        memcpy(out[i].dim, n->type.dim, sizeof out[i].dim);
+    }
+    f->out = out;
+    f->nout = from->nout;
+}
+
+static void build_function(Builder *b, PeftFn fn, const Schedule *s) {
+    PeftFunction *f = &b->out->table.fn[fn];
+    PeftStep *step = graph_alloc(b->g, (size_t)s->n * sizeof *step + 1);
+    b->fn = fn;
+    b->temps = find_temps(b->g, fn, s, b->info->sources);
+    b->pass = node_passes(b->g, fn);
+    for (int i = 0; i < s->n; i++) step[i] = build_step(b, s->kernel[i], i);
+    f->step = step;
+    f->nstep = s->n;
+    f->temp = b->temps.temp;
+    f->ntemp = b->temps.n;
+    build_outputs(b, f);
+}
+
+/* ---- identity ---- */
+
+static uint64_t mix(uint64_t h, const void *data, size_t n) {
+    const unsigned char *p = data;
+    for (size_t i = 0; i < n; i++) h = (h ^ p[i]) * 0x100000001b3u;
+    return h;
+}
+
+static uint64_t mix_int(uint64_t h, int64_t v) {
+    return mix(h, &v, sizeof v);
+}
+
+/* Of what the program computes and stores: not of names of files, model lines or fit settings,
+ * which may change without making a checkpoint unusable. */
+static uint64_t program_hash(const Program *p) {
+    uint64_t h = 0xcbf29ce484222325u;
+    const PeftProgram *t = &p->table;
+    for (int i = 0; i < t->nvar; i++) {
+        const PeftVar *v = &t->var[i];
+        h = mix(h, v->name, strlen(v->name) + 1);
+        h = mix_int(mix_int(h, v->dtype), v->rank);
+        for (int k = 0; k < v->rank; k++) h = mix_int(h, v->dim[k]);
+    }
+    for (int i = 0; i < p->ncode; i++) h = mix_int(h, (int64_t)p->code[i].hash);
+    for (int f = 0; f < PEFT_FN_COUNT; f++) {
+        for (int i = 0; i < t->fn[f].nstep; i++) {
+            const PeftStep *s = &t->fn[f].step[i];
+            const CodeEntry *e = &p->entry[s->kernel];
+            h = mix_int(mix_int(h, s->kernel), s->rows);
+            h = mix(h, s->arg, (size_t)s->narg * sizeof *s->arg);
+            h = mix(h, e->site, (size_t)e->nsite * sizeof *e->site);
+        }
+    }
+    return h;
+}
+
+/* ---- the whole ---- */
+
+Program *program_build(Graph *g, const ProgramInfo *info, Schedule *const sched[PEFT_FN_COUNT]) {
+    size_t steps = 1;
+    for (int f = 0; f < PEFT_FN_COUNT; f++) steps += sched[f] ? (size_t)sched[f]->n : 0;
+    Program *p = graph_alloc(g, sizeof *p);
+    p->code = graph_alloc(g, steps * sizeof *p->code);
+    p->entry = graph_alloc(g, steps * sizeof *p->entry);
+    Builder b = {.g = g, .info = info, .out = p};
+    b.kernel = graph_alloc(g, steps * sizeof *b.kernel);
+    p->table = (PeftProgram){.version = PEFT_PROGRAM_VERSION,
+                             .name = info->name,
+                             .source = info->source,
+                             .text = info->text,
+                             .task = info->task,
+                             .config = info->config,
+                             .fit = info->fit,
+                             .method = info->method,
+                             .nmethod = info->nmethod,
+                             .cuda_source = ""};
+    build_vars(&b);
+    for (int f = 0; f < PEFT_FN_COUNT; f++)
+        if (sched[f]) build_function(&b, (PeftFn)f, sched[f]);
+    p->table.kernel = b.kernel;
+    p->table.hash = program_hash(p);
+    p->graph = g;
+    return p;
+}
+
+bool emit_program(FILE *out, Graph *g, const ProgramInfo *info,
+                  Schedule *const sched[PEFT_FN_COUNT]) {
+    return emit_c(out, program_build(g, info, sched));
+}

@@ -1,0 +1,202 @@
+/* Lifetimes of temporaries: the first step that writes a buffer, the last that reads it, and which
+ * results may lie over an operand that dies in the same step. Invariant: two values share a
+ * temporary only when the second is written by a kernel that reads the first for the last time,
+ * element by element. */
+#include "internal.h"
+
+#include <string.h>
+
+typedef struct Live {
+    Graph *g;
+    PeftFn fn;
+    const Schedule *s;
+    Sources *sources;
+    const NodePass *pass;
+    bool *gradient; /* by node id: the gradient of a trainable parameter */
+    bool *pinned;   /* by node id: an output of the function, alive to its end */
+    Temps out;
+} Live;
+
+const char *where_of(Graph *g, Sources *sources, Span span) {
+    return sources && span.file >= 0 ? graph_printf(g, "%s", source_where(sources, span)) : "";
+}
+
+/* ---- classes ---- */
+
+static void mark_gradient(Live *l, const Node *n) {
+    const Node *at = buffer_of(n);
+    if (op_info[at->op].class == CLASS_LEAF) return;
+    l->gradient[at->id] = true;
+    if (at->op == OP_SCATTER) mark_gradient(l, at->in[0]); /* an embedding's touched rows */
+}
+
+static void find_gradients(Live *l) {
+    int32_t n;
+    Node **live = graph_live(l->g, l->fn, &n);
+    for (int i = 0; i < n; i++)
+        if (live[i]->op == OP_ADAMW) mark_gradient(l, live[i]->in[1]);
+    const Function *f = &l->g->fn[l->fn];
+    for (int i = 0; i < f->nout; i++)
+        if (strncmp(f->out[i].name, "grad.", 5) == 0) mark_gradient(l, f->out[i].node);
+    for (int i = 0; i < f->nupdate; i++) { /* gradients that are added to an accumulator */
+        const Node *v = f->update[i].value;
+        if (v->op != OP_ADD) continue;
+        for (int k = 0; k < 2; k++)
+            if (v->in[k]->op == OP_VAR && v->in[k]->attr.leaf.index == f->update[i].var)
+                mark_gradient(l, v->in[1 - k]);
+    }
+}
+
+static PeftClass class_of(const Live *l, const Node *n) {
+    if (l->gradient[n->id]) return PEFT_MEM_GRADIENT;
+    return l->pass[n->id].pass == PASS_FORWARD ? PEFT_MEM_ACTIVATION : PEFT_MEM_BACKWARD;
+}
+
+/* ---- lifetimes ---- */
+
+/* The op that a result is shown by. */
+static const Node *shown(const Node *n) {
+    return n->op == OP_PROJ ? n->in[0] : n;
+}
+
+static void add_temp(Live *l, const Node *n, int step) {
+    PeftTemp *t = &l->out.temp[l->out.n];
+    *t = (PeftTemp){.label = op_info[shown(n)->op].name,
+                    .where = where_of(l->g, l->sources, shown(n)->span),
+                    .dtype = n->type.dt,
+                    .rank = n->type.rank,
+                    .mem_class = class_of(l, n),
+                    .first = step,
+                    .last = step};
+    memcpy(t->dim, n->type.dim, sizeof t->dim);
+    l->out.of[n->id] = l->out.n++;
+}
+
+static void find_lifetimes(Live *l) {
+    for (int i = 0; i < l->s->n; i++) {
+        const Kernel *k = l->s->kernel[i];
+        for (int j = 0; j < k->nin; j++) {
+            int32_t t = l->out.of[k->in[j]->id];
+            if (t >= 0) l->out.temp[t].last = i;
+        }
+        for (int j = 0; j < k->nout; j++)
+            if (k->out[j]->op != OP_VAR) add_temp(l, k->out[j], i);
+    }
+    const Function *f = &l->g->fn[l->fn];
+    for (int i = 0; i < f->nout; i++) {
+        const Node *n = buffer_of(f->out[i].node);
+        l->pinned[n->id] = true;
+        if (l->out.of[n->id] >= 0) l->out.temp[l->out.of[n->id]].last = l->s->n - 1;
+    }
+}
+
+/* ---- results over operands ---- */
+
+static bool same_bytes(Type a, Type b) {
+    return type_same_shape(a, b) && a.dt <= DT_I32 && b.dt <= DT_I32;
+}
+
+/* Does the kernel read the buffer at the element it computes and nowhere else? */
+static bool read_in_place(const Kernel *k, const Node *n) {
+    for (int i = 0; k->anchor && i < k->anchor->nin; i++)
+        if (buffer_of(k->anchor->in[i]) == n) return false;
+    for (int i = 0; i < k->body->n; i++) {
+        const KInstr *in = &k->body->instr[i];
+        if (!in->tensor || buffer_of(in->tensor) != n) continue;
+        if (in->op != K_LOAD || !type_same_shape(in->tensor->type, n->type)) return false;
+        Access access = access_of(k->body, n->type);
+        if (access == ACCESS_COLUMN || (access == ACCESS_SCALAR && k->body->rows != 1))
+            return false;
+    }
+    return true;
+}
+
+/* A temporary that dies in step i and can hold the kernel's result, or -1. */
+static int32_t dying_operand(const Live *l, int i, const Node *result, const int32_t *taken) {
+    const Kernel *k = l->s->kernel[i];
+    for (int j = 0; j < k->nin; j++) {
+        const Node *n = k->in[j];
+        int32_t t = l->out.of[n->id];
+        if (t >= 0 && l->out.temp[t].last == i && !l->pinned[n->id] && taken[t] != i &&
+            same_bytes(n->type, result->type) && read_in_place(k, n))
+            return t;
+    }
+    return -1;
+}
+
+/* One temporary for both values, shown as the longer-lived one. */
+static void merge(Live *l, int32_t into, const Node *result) {
+    PeftTemp *a = &l->out.temp[into], *b = &l->out.temp[l->out.of[result->id]];
+    PeftTemp both = b->last - b->first >= a->last - a->first ? *b : *a;
+    both.first = a->first;
+    both.last = b->last;
+    *a = both;
+    b->first = -1; /* dropped below */
+    l->out.of[result->id] = into;
+}
+
+/* A GEMM writes its product before the epilogue reads anything, so its first result stays apart. */
+static void share_temps(Live *l) {
+    int32_t *taken = graph_alloc(l->g, (size_t)l->out.n * sizeof *taken + 1); /* in which step */
+    memset(taken, -1, (size_t)l->out.n * sizeof *taken);
+    for (int i = 0; i < l->s->n; i++) {
+        const Kernel *k = l->s->kernel[i];
+        if ((k->kind != PEFT_KERNEL_MAP && k->kind != PEFT_KERNEL_GEMM) || !k->body) continue;
+        for (int j = k->kind == PEFT_KERNEL_GEMM; j < k->nout; j++) {
+            if (k->out[j]->op == OP_VAR) continue;
+            int32_t t = dying_operand(l, i, k->out[j], taken);
+            if (t < 0) continue;
+            taken[t] = i;
+            merge(l, t, k->out[j]);
+        }
+    }
+}
+
+static void drop_merged(Live *l) {
+    int32_t *to = graph_alloc(l->g, (size_t)l->out.n * sizeof *to + 1);
+    int32_t n = 0;
+    for (int32_t i = 0; i < l->out.n; i++) {
+        to[i] = n;
+        if (l->out.temp[i].first >= 0) l->out.temp[n++] = l->out.temp[i];
+    }
+    for (int32_t i = 0; i < l->g->n; i++)
+        if (l->out.of[i] >= 0) l->out.of[i] = to[l->out.of[i]];
+    l->out.n = n;
+}
+
+/* ---- workspace ---- */
+
+static void add_workspaces(Live *l) {
+    for (int i = 0; i < l->s->n; i++) {
+        PeftKernelKind kind = l->s->kernel[i]->kind;
+        l->out.workspace[i] = -1;
+        if (kind != PEFT_KERNEL_GEMM && kind != PEFT_KERNEL_ATTENTION &&
+            kind != PEFT_KERNEL_ATTENTION_GRAD)
+            continue;
+        l->out.workspace[i] = l->out.n;
+        l->out.temp[l->out.n++] =
+            (PeftTemp){.label = kind == PEFT_KERNEL_GEMM ? "gemm workspace" : "attention workspace",
+                       .where = "",
+                       .mem_class = PEFT_MEM_WORKSPACE,
+                       .first = i,
+                       .last = i};
+    }
+}
+
+Temps find_temps(Graph *g, PeftFn fn, const Schedule *s, Sources *sources) {
+    Live l = {.g = g, .fn = fn, .s = s, .sources = sources, .pass = node_passes(g, fn)};
+    size_t room = (size_t)s->n + 1;
+    for (int i = 0; i < s->n; i++) room += (size_t)s->kernel[i]->nout;
+    l.gradient = graph_alloc(g, (size_t)g->n + 1);
+    l.pinned = graph_alloc(g, (size_t)g->n + 1);
+    l.out.temp = graph_alloc(g, room * sizeof *l.out.temp);
+    l.out.workspace = graph_alloc(g, room * sizeof *l.out.workspace);
+    l.out.of = graph_alloc(g, (size_t)g->n * sizeof *l.out.of + 1);
+    memset(l.out.of, -1, (size_t)g->n * sizeof *l.out.of);
+    find_gradients(&l);
+    find_lifetimes(&l);
+    share_temps(&l);
+    drop_merged(&l);
+    add_workspaces(&l);
+    return l.out;
+}

@@ -1,0 +1,34 @@
+/* The entry point of every compiled program: parse, dispatch, one line for a failure, the exit
+ * code. */
+#include "verbs.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static bool (*const run_verb[VERB_COUNT])(const PeftProgram *, const Options *, PeftError *) = {
+    [VERB_ABOUT] = verb_about,     [VERB_TRAIN] = verb_train,       [VERB_EVAL] = verb_eval,
+    [VERB_PREDICT] = verb_predict, [VERB_PLAN] = verb_plan,         [VERB_PROFILE] = verb_profile,
+    [VERB_REPLAY] = verb_replay,   [VERB_TOKENIZE] = verb_tokenize, [VERB_DEVICES] = verb_devices,
+};
+
+int peft_main(const PeftProgram *program, int argc, char **argv) {
+    PeftError err = {{0}, 0};
+    Options o;
+    const char *self = argc > 0 ? argv[0] : "./run";
+    if (program->version != PEFT_PROGRAM_VERSION) {
+        fprintf(stderr,
+                "%s: error: compiled for runtime version %d, this is %d; compile it again\n", self,
+                program->version, PEFT_PROGRAM_VERSION);
+        return 1;
+    }
+    bool ok = options_parse(&o, argc, argv, &err);
+    if (ok && o.help) {
+        options_help(o.verb, self);
+        return 0;
+    }
+    ok = ok && run_verb[o.verb](program, &o, &err);
+    if (ok && fflush(stdout) != 0) ok = peft_fail(&err, "cannot write to stdout");
+    if (ok || err.code == PEFT_STOPPED) return 0;
+    if (err.msg[0]) fprintf(stderr, "%s: error: %s\n", self, err.msg);
+    return err.code ? err.code : 1;
+}

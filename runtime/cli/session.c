@@ -1,0 +1,183 @@
+/* See session.h. */
+#include "session.h"
+#include "../feed.h"
+
+#include "../io/config.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* ---- options that need more than parsing ---- */
+
+bool session_check_device(const Options *o, PeftError *err) {
+    if (!o->device || strcmp(o->device, "cpu") == 0 || strcmp(o->device, "null") == 0) return true;
+    err->code = 2;
+    return peft_fail(err, "--device is cpu or null, not '%s'", o->device);
+}
+
+Device session_device(const Options *o) {
+    return o->device && strcmp(o->device, "null") == 0 ? DEVICE_NULL : DEVICE_CPU;
+}
+
+int session_threads(const Options *o) {
+    long n = o->threads ? (long)o->threads : sysconf(_SC_NPROCESSORS_ONLN);
+    return n < 1 ? 1 : n > 256 ? 256 : (int)n;
+}
+
+const char *with_commas(int64_t v, char buf[32]) {
+    char digits[32];
+    int n = snprintf(digits, sizeof digits, "%lld", (long long)v), at = 0;
+    for (int i = 0; i < n; i++) {
+        if (i && digits[i - 1] != '-' && (n - i) % 3 == 0) buf[at++] = ',';
+        buf[at++] = digits[i];
+    }
+    buf[at] = 0;
+    return buf;
+}
+
+/* ---- base ---- */
+
+static bool same_number(const char *base, const char *key, int64_t compiled, int64_t found,
+                        PeftError *err) {
+    if (compiled == found) return true;
+    err->code = 2;
+    return peft_fail(
+        err,
+        "%s/config.json has %s = %lld and the program was compiled for %lld; compile it again: "
+        "peftc MODEL.bert --base %s -o run",
+        base, key, (long long)found, (long long)compiled, base);
+}
+
+bool session_check_base(const PeftProgram *p, const char *base, PeftError *err) {
+    BertConfig c;
+    if (!config_read(base, &c, err)) return false;
+    const PeftConfig *w = &p->config;
+    return same_number(base, "hidden_size", w->hidden, c.hidden, err) &&
+           same_number(base, "num_hidden_layers", w->layers, c.layers, err) &&
+           same_number(base, "num_attention_heads", w->heads, c.heads, err) &&
+           same_number(base, "intermediate_size", w->ffn, c.ffn, err) &&
+           same_number(base, "vocab_size", w->vocab, c.vocab_size, err) &&
+           same_number(base, "max_position_embeddings", w->positions, c.positions, err) &&
+           same_number(base, "type_vocab_size", w->types, c.types, err);
+}
+
+WordPiece *session_vocabulary(const PeftProgram *p, const char *base, PeftError *err) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s/vocab.txt", base);
+    WordPiece *wp = wordpiece_load(path, err);
+    if (!wp || wordpiece_size(wp) == p->config.vocab) return wp;
+    peft_fail(
+        err,
+        "%s has %d tokens and config.json says vocab_size = %lld; the two do not belong together",
+        path, wordpiece_size(wp), (long long)p->config.vocab);
+    wordpiece_free(wp);
+    return NULL;
+}
+
+/* ---- data ---- */
+
+static bool check_classes(const Session *s, PeftError *err) {
+    int64_t classes = s->program->config.classes;
+    if (s->program->task == PEFT_TASK_MLM) return true;
+    if (!s->data.train->label)
+        return peft_fail(err, "%s has no labels, and %s is a classifier", s->data.train->path,
+                         s->program->name);
+    if (s->data.classes == classes) return true;
+    err->code = 2;
+    return peft_fail(
+        err,
+        "%s has %d classes and the program was compiled for %lld; compile it again with --set classes=%d",
+        s->options->data, s->data.classes, (long long)classes, s->data.classes);
+}
+
+static void tell_about_rows(const Dataset *d) {
+    if (d && d->truncated)
+        fprintf(stderr, "%s: %d of %d texts are longer than the model's positions and were cut\n",
+                d->path, d->truncated, d->n);
+    if (d && d->invalid_utf8)
+        fprintf(stderr,
+                "%s: %d texts are not valid UTF-8; the bytes in question were read as U+FFFD\n",
+                d->path, d->invalid_utf8);
+}
+
+static uint64_t hash_ints(uint64_t h, const int32_t *v, int64_t n) {
+    for (int64_t i = 0; v && i < n; i++) h = (h ^ (uint32_t)v[i]) * 0x100000001b3u;
+    return h;
+}
+
+static uint64_t hash_data(const SplitSet *set) {
+    uint64_t h = 0xcbf29ce484222325u;
+    const Dataset *all[] = {set->train, set->validation, set->test};
+    for (int i = 0; i < 3; i++) {
+        if (!all[i]) continue;
+        h = hash_ints(h, all[i]->offsets, all[i]->n + 1);
+        h = hash_ints(h, all[i]->tokens, all[i]->offsets[all[i]->n]);
+        h = hash_ints(h, all[i]->label, all[i]->n);
+    }
+    return h;
+}
+
+/* ---- worst batches: the shuffles of all epochs are known ---- */
+
+static void bounds_symbols(const BatchBounds *b, int64_t sym[PEFT_SYM_COUNT]) {
+    feed_symbols(b->tokens, b->sequences, b->masked, b->longest, sym);
+}
+
+static bool find_worst(Session *s, PeftError *err) {
+    const SplitSet *set = &s->data;
+    const PeftFit *f = &s->fit;
+    int micro = f->batch / f->accumulate;
+    const WordPiece *masker = s->program->task == PEFT_TASK_MLM ? s->vocabulary : NULL;
+    BatchBounds train = {0}, eval = {0};
+    if (!batch_worst(set->train, masker, f->seed, f->epochs, f->batch, micro, &train, err) ||
+        !batch_worst(set->validation, masker, f->seed, 0, micro, micro, &eval, err) ||
+        (set->test && !batch_worst(set->test, masker, f->seed, 0, micro, micro, &eval, err)))
+        return false;
+    bounds_symbols(&train, s->train_sym);
+    bounds_symbols(&eval, s->eval_sym);
+    s->batch_tokens = train.batch_tokens;
+    return true;
+}
+
+/* ---- opening ---- */
+
+static bool open_data(Session *s, PeftError *err) {
+    const Options *o = s->options;
+    if (!data_open(o->data, o->task, &s->data, err) || !check_classes(s, err) ||
+        !splits_tokenize(&s->data, s->vocabulary, (int)s->program->config.positions, err))
+        return false;
+    tell_about_rows(s->data.train);
+    tell_about_rows(s->data.validation);
+    tell_about_rows(s->data.test);
+    s->data_hash = hash_data(&s->data);
+    s->steps_per_epoch = (s->data.train->n + s->fit.batch - 1) / s->fit.batch;
+    s->total_steps = s->steps_per_epoch * s->fit.epochs;
+    return find_worst(s, err);
+}
+
+bool session_open(Session *s, const PeftProgram *p, const Options *o, const char *base,
+                  PeftError *err) {
+    memset(s, 0, sizeof *s);
+    s->program = p;
+    s->options = o;
+    s->fit = p->fit;
+    if (!base || !o->data) {
+        err->code = 2;
+        return peft_fail(err, "--%s DIR is missing; --help shows an example",
+                         base ? "data" : "base");
+    }
+    bool ok = session_check_device(o, err) && options_fit(o, &s->fit, err) &&
+              session_check_base(p, base, err);
+    s->vocabulary = ok ? session_vocabulary(p, base, err) : NULL;
+    ok = s->vocabulary && open_data(s, err);
+    if (!ok) session_close(s);
+    return ok;
+}
+
+void session_close(Session *s) {
+    splits_free(&s->data);
+    wordpiece_free(s->vocabulary);
+    memset(s, 0, sizeof *s);
+}

@@ -1,0 +1,115 @@
+/* See train_step.h. */
+#include "train_step.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+bool pack_rows(Batch *b, const Session *s, const Dataset *data, const int32_t *rows, int n,
+               int64_t mask_key, FeedBatch *feed, PeftError *err) {
+    if (!batch_pack(b, data, rows, n, err)) return false;
+    b->M = 0;
+    if (s->program->task == PEFT_TASK_MLM)
+        b->M = batch_mask(s->vocabulary, s->fit.seed, (uint64_t)mask_key, b->tokens, b->offsets,
+                          b->seq_sample, b->S, b->masked_positions, b->masked_ids);
+    *feed = (FeedBatch){.tokens = b->tokens,
+                        .offsets = b->offsets,
+                        .sample = b->seq_sample,
+                        .labels = data->label ? b->labels : NULL,
+                        .sequences = b->S,
+                        .masked_positions = b->masked_positions,
+                        .masked_ids = b->masked_ids,
+                        .masked = b->M};
+    return true;
+}
+
+/* ---- training ---- */
+
+bool trainer_open(Trainer *t, const Session *s, Exec *x, PeftError *err) {
+    memset(t, 0, sizeof *t);
+    t->s = s;
+    t->x = x;
+    /* The planned micro-batch times their number bounds the whole batch. */
+    int64_t tokens = s->batch_tokens, sequences = s->fit.batch;
+    t->order = peft_alloc((size_t)s->data.train->n, sizeof *t->order, err);
+    t->part_offsets = peft_alloc((size_t)sequences + 1, sizeof *t->part_offsets, err);
+    t->part_positions = peft_alloc((size_t)tokens, sizeof *t->part_positions, err);
+    if (!t->order || !t->part_offsets || !t->part_positions || !trainer_seek(t, 0, 0, err)) {
+        trainer_close(t);
+        return false;
+    }
+    feed_schedule(x, &s->fit, s->total_steps);
+    return true;
+}
+
+void trainer_close(Trainer *t) {
+    batch_free(&t->batch);
+    free(t->order);
+    free(t->part_offsets);
+    free(t->part_positions);
+    memset(t, 0, sizeof *t);
+}
+
+bool trainer_seek(Trainer *t, int64_t epoch, int64_t step_in_epoch, PeftError *err) {
+    if (step_in_epoch >= t->s->steps_per_epoch || step_in_epoch < 0 || epoch < 0)
+        return peft_fail(err, "there is no step %lld in epoch %lld", (long long)step_in_epoch,
+                         (long long)epoch);
+    t->epoch = epoch;
+    t->step_in_epoch = step_in_epoch;
+    t->global_step = epoch * t->s->steps_per_epoch + step_in_epoch;
+    epoch_order(t->s->fit.seed, (uint64_t)epoch, t->s->data.train->n, t->order);
+    return true;
+}
+
+bool trainer_seek_next(Trainer *t, PeftError *err) {
+    t->epoch_loss = 0;
+    t->epoch_tokens = 0;
+    return trainer_seek(t, t->epoch + 1, 0, err);
+}
+
+static bool micro_batch(Trainer *t, int s0, int s1, double *loss, PeftError *err) {
+    int64_t sym[PEFT_SYM_COUNT];
+    FeedBatch part;
+    feed_part(&t->feed, s0, s1, t->part_offsets, t->part_positions, &part);
+    if (!feed_batch(t->x, &part, sym, err) || !exec_run(t->x, PEFT_FN_TRAIN, sym, err))
+        return false;
+    *loss += (double)*(const float *)exec_output(t->x, PEFT_FN_TRAIN, "loss", NULL);
+    if (s1 < t->feed.sequences || !t->x->program->fn[PEFT_FN_UPDATE].nstep) return true;
+    return exec_run(t->x, PEFT_FN_UPDATE, sym, err);
+}
+
+static float scalar_output(const Trainer *t, const char *name) {
+    const float *v = exec_output(t->x, PEFT_FN_TRAIN, name, NULL);
+    if (t->x->program->fn[PEFT_FN_UPDATE].nstep) v = exec_output(t->x, PEFT_FN_UPDATE, name, NULL);
+    return v ? *v : 0;
+}
+
+bool trainer_step(Trainer *t, PeftError *err) {
+    const Session *s = t->s;
+    int64_t first = t->step_in_epoch * s->fit.batch;
+    int64_t left = s->data.train->n - first;
+    int n = (int)(left < s->fit.batch ? left : s->fit.batch),
+        micro = s->fit.batch / s->fit.accumulate;
+    if (!pack_rows(&t->batch, s, s->data.train, t->order + first, n, t->epoch, &t->feed, err))
+        return false;
+    feed_rng(t->x, s->fit.seed, t->global_step, true);
+    feed_counts(t->x, n, t->feed.masked);
+    double loss = 0;
+    for (int s0 = 0; s0 < n; s0 += micro)
+        if (!micro_batch(t, s0, s0 + micro < n ? s0 + micro : n, &loss, err)) return false;
+    t->loss = (float)loss;
+    t->lr = scalar_output(t, "lr");
+    t->grad_norm = scalar_output(t, "grad_norm");
+    t->epoch_loss += loss;
+    t->epoch_tokens += t->batch.T;
+    t->global_step++;
+    t->step_in_epoch++;
+    return true;
+}
+
+bool trainer_steps(Trainer *t, int64_t n, PeftError *err) {
+    for (int64_t i = 0; i < n; i++) {
+        if (t->step_in_epoch == t->s->steps_per_epoch && !trainer_seek_next(t, err)) return false;
+        if (!trainer_step(t, err)) return false;
+    }
+    return true;
+}

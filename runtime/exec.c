@@ -1,0 +1,206 @@
+/* Arena, argument resolution and the step loop. Offsets do not depend on the batch, so all pointers
+ * are resolved once; a run only dispatches. */
+#include "exec.h"
+#include "cpu/steps.h"
+#include "null/null.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+static const int64_t no_sym[PEFT_SYM_COUNT];
+
+int64_t var_bytes(const PeftVar *v) {
+    return plan_bytes(v->dtype, v->rank, v->dim, no_sym);
+}
+
+int64_t var_count(const PeftVar *v) {
+    int64_t n = 1;
+    for (int i = 0; i < v->rank; i++) n *= v->dim[i];
+    return n;
+}
+
+/* ---- arena ---- */
+
+static bool arena_map(Exec *x, PeftError *err) {
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    size_t bytes = ((size_t)x->plan.peak + page - 1) / page * page;
+    x->mapped = bytes + page;
+    char *at = mmap(NULL, x->mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (at == MAP_FAILED) {
+        x->mapped = 0;
+        err->code = 3;
+        return peft_fail(err, "cannot reserve the planned %.1f MB: %s; use a smaller fit.batch",
+                         (double)x->plan.peak / 1e6, strerror(errno));
+    }
+    mprotect(at + bytes, page, PROT_NONE);
+    /* The arena ends at the guard page, so that one byte too far is a fault; offsets stay aligned.
+     */
+    x->arena = at + (bytes - (size_t)x->plan.peak) / PEFT_ALIGN * PEFT_ALIGN;
+    return true;
+}
+
+static void *resolve(const Exec *x, PeftFn fn, int32_t ref) {
+    int i = PEFT_REF_INDEX(ref);
+    switch (PEFT_REF_KIND(ref)) {
+    case PEFT_REF_VAR: return x->arena + x->plan.var_offset[i];
+    case PEFT_REF_INPUT: return x->arena + x->plan.input_offset[i];
+    case PEFT_REF_TEMP: return x->arena + x->plan.persistent + x->plan.temp_offset[fn][i];
+    default: return NULL;
+    }
+}
+
+static bool resolve_function(Exec *x, PeftFn fn, PeftError *err) {
+    const PeftFunction *f = &x->program->fn[fn];
+    size_t total = 0;
+    for (int s = 0; s < f->nstep; s++) total += (size_t)f->step[s].narg;
+    x->arg[fn] = peft_zalloc(total, sizeof(void *), err);
+    x->workspace[fn] = peft_zalloc((size_t)f->nstep, sizeof(void *), err);
+    if (!x->arg[fn] || !x->workspace[fn]) return false;
+    size_t at = 0;
+    for (int s = 0; s < f->nstep; s++) {
+        for (int k = 0; k < f->step[s].narg; k++)
+            x->arg[fn][at++] = resolve(x, fn, f->step[s].arg[k]);
+        x->workspace[fn][s] = resolve(x, fn, f->step[s].workspace);
+    }
+    return true;
+}
+
+static bool within_budget(const Exec *x, int64_t budget, PeftError *err) {
+    if (budget <= 0 || x->plan.peak <= budget) return true;
+    err->code = 3;
+    return peft_fail(err,
+                     "the plan needs %.1f MB and the budget is %.1f MB; use a smaller fit.batch",
+                     (double)x->plan.peak / 1e6, (double)budget / 1e6);
+}
+
+bool exec_open(Exec *x, const PeftProgram *program, unsigned fn_mask, Device device, int threads,
+               const int64_t train_sym[PEFT_SYM_COUNT], const int64_t eval_sym[PEFT_SYM_COUNT],
+               int64_t budget, PeftError *err) {
+    memset(x, 0, sizeof *x);
+    x->program = program;
+    x->device = device;
+    x->threads = threads;
+    memcpy(x->train_sym, train_sym, sizeof x->train_sym);
+    memcpy(x->eval_sym, eval_sym, sizeof x->eval_sym);
+    x->train_sym[PEFT_SYM_P] = x->eval_sym[PEFT_SYM_P] = threads;
+    for (int f = 0; f < PEFT_FN_COUNT; f++)
+        if (program->fn[f].nstep) x->fn_mask |= (fn_mask | 1u << PEFT_FN_START) & 1u << f;
+    if (device == DEVICE_CPU && !cpu_ready(err)) return false;
+    bool ok = program_plan(program, x->fn_mask, x->train_sym, x->eval_sym, &x->plan, err) &&
+              within_budget(x, budget, err) && arena_map(x, err);
+    for (int f = 0; ok && f < PEFT_FN_COUNT; f++)
+        if (x->fn_mask >> f & 1) ok = resolve_function(x, (PeftFn)f, err);
+    if (!ok) exec_close(x);
+    return ok;
+}
+
+void exec_close(Exec *x) {
+    for (int f = 0; f < PEFT_FN_COUNT; f++) {
+        free(x->arg[f]);
+        free(x->workspace[f]);
+        free(x->time[f]);
+    }
+    if (x->mapped) {
+        size_t page = (size_t)sysconf(_SC_PAGESIZE);
+        munmap((char *)((uintptr_t)x->arena / page * page), x->mapped);
+    }
+    program_plan_free(&x->plan);
+    memset(x, 0, sizeof *x);
+}
+
+void *exec_var(const Exec *x, int var) {
+    return x->arena + x->plan.var_offset[var];
+}
+
+void *exec_input(const Exec *x, PeftInputId id) {
+    return x->arena + x->plan.input_offset[id];
+}
+
+const void *exec_output(const Exec *x, PeftFn fn, const char *name, const PeftOutput **info) {
+    const PeftFunction *f = &x->program->fn[fn];
+    for (int i = 0; i < f->nout; i++) {
+        if (strcmp(f->out[i].name, name) != 0) continue;
+        if (info) *info = &f->out[i];
+        return resolve(x, fn, f->out[i].ref);
+    }
+    return NULL;
+}
+
+/* ---- running ---- */
+
+/* The arena's high-water mark is what the step's buffers need for this batch's sizes. */
+static void note_high_water(Exec *x, PeftFn fn, const PeftStep *s, const int64_t *sym) {
+    const PeftFunction *f = &x->program->fn[fn];
+    for (int k = -1; k < s->narg; k++) {
+        int32_t ref = k < 0 ? s->workspace : s->arg[k];
+        if (PEFT_REF_KIND(ref) != PEFT_REF_TEMP) continue;
+        int i = PEFT_REF_INDEX(ref);
+        const PeftTemp *t = &f->temp[i];
+        int64_t bytes = t->mem_class == PEFT_MEM_WORKSPACE
+                            ? step_workspace_bytes(x->program, s, sym)
+                            : plan_bytes(t->dtype, t->rank, t->dim, sym);
+        bytes = (bytes + PEFT_ALIGN - 1) / PEFT_ALIGN * PEFT_ALIGN;
+        int64_t end = x->plan.persistent + x->plan.temp_offset[fn][i] + bytes;
+        if (end > x->high_water) x->high_water = end;
+    }
+}
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+bool exec_profile(Exec *x, PeftFn fn, PeftError *err) {
+    free(x->time[fn]);
+    x->time[fn] = peft_zalloc((size_t)x->program->fn[fn].nstep, sizeof(StepTime), err);
+    return x->time[fn] != NULL;
+}
+
+static void note_time(StepTime *t, const PeftStep *s, bool gemm, double seconds,
+                      const int64_t *sym) {
+    t->calls++;
+    t->seconds += seconds;
+    if (!gemm) return;
+    const PeftGemm *g = s->desc;
+    t->flop += 2.0 * (double)peft_dim(g->m, sym) * (double)peft_dim(g->n, sym) *
+               (double)peft_dim(g->k, sym);
+}
+
+static bool fits_plan(const Exec *x, PeftFn fn, const int64_t *sym, PeftError *err) {
+    static const char *const names[] = {"?", "tokens", "sequences", "masked positions",
+                                        "tokens in a sequence"};
+    const int64_t *planned = fn == PEFT_FN_EVAL ? x->eval_sym : x->train_sym;
+    for (int s = PEFT_SYM_T; s <= PEFT_SYM_L; s++)
+        if (sym[s] > planned[s])
+            return peft_fail(err, "the batch has %lld %s and the plan has room for %lld",
+                             (long long)sym[s], names[s], (long long)planned[s]);
+    return true;
+}
+
+bool exec_run(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT], PeftError *err) {
+    if (!fits_plan(x, fn, sym, err)) return false;
+    const PeftFunction *f = &x->program->fn[fn];
+    int64_t full[PEFT_SYM_COUNT];
+    memcpy(full, sym, sizeof full);
+    full[PEFT_SYM_P] = x->threads;
+    if (x->plan.persistent > x->high_water) x->high_water = x->plan.persistent;
+    if (x->device == DEVICE_NULL && !null_check(x, fn, full, err)) return false;
+    void **arg = x->arg[fn];
+    for (int i = 0; i < f->nstep; i++) {
+        const PeftStep *s = &f->step[i];
+        note_high_water(x, fn, s, full);
+        if (x->device == DEVICE_CPU) {
+            double t0 = x->time[fn] ? now() : 0;
+            cpu_step(x->program, s, arg, x->workspace[fn][i], full, x->threads);
+            bool gemm = x->program->kernel[s->kernel].kind == PEFT_KERNEL_GEMM;
+            if (x->time[fn]) note_time(&x->time[fn][i], s, gemm, now() - t0, full);
+        }
+        arg += s->narg;
+    }
+    return true;
+}

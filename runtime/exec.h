@@ -1,0 +1,58 @@
+/* Runs a program's functions in one arena. Everything a program touches (variables, the batch,
+ * temporaries, workspace) lies at planned offsets in one allocation of exactly the planned bytes,
+ * followed by a page that must not be touched; the high-water mark is kept step by step. */
+#ifndef PEFT_EXEC_H
+#define PEFT_EXEC_H
+
+#include "error.h"
+#include "peftrt.h"
+#include "plan.h"
+
+typedef enum Device {
+    DEVICE_CPU,
+    DEVICE_NULL /* walks every step and checks every buffer, computes nothing */
+} Device;
+
+typedef struct StepTime { /* of one step of one function, summed over its runs */
+    int64_t calls;
+    double seconds, flop, bytes;
+} StepTime;
+
+typedef struct Exec {
+    const PeftProgram *program;
+    ProgramPlan plan;
+    Device device;
+    int threads;
+    unsigned fn_mask;
+    int64_t train_sym[PEFT_SYM_COUNT], eval_sym[PEFT_SYM_COUNT]; /* largest batches planned for */
+    char *arena;                                                 /* plan.peak bytes */
+    size_t mapped;                                               /* with the guard page */
+    void *
+        *arg[PEFT_FN_COUNT]; /* resolved buffers of all steps of a function, one after the other */
+    void **workspace[PEFT_FN_COUNT]; /* per step */
+    StepTime *time[PEFT_FN_COUNT];   /* per step when profiling, else NULL */
+    int64_t high_water;              /* last byte of the arena that a step needed, so far */
+} Exec;
+
+/* Plans for the worst batches (train_sym, eval_sym) and reserves the arena. fn_mask: bit per PeftFn
+ * that will run. `budget` > 0 refuses a larger plan (exit code 3). */
+bool exec_open(Exec *x, const PeftProgram *program, unsigned fn_mask, Device device, int threads,
+               const int64_t train_sym[PEFT_SYM_COUNT], const int64_t eval_sym[PEFT_SYM_COUNT],
+               int64_t budget, PeftError *err);
+void exec_close(Exec *x);
+
+void *exec_var(const Exec *x, int var);
+void *exec_input(const Exec *x, PeftInputId id);
+/* A function's output by name after a run; NULL when it has none of that name. */
+const void *exec_output(const Exec *x, PeftFn fn, const char *name, const PeftOutput **info);
+
+bool exec_profile(Exec *x, PeftFn fn, PeftError *err); /* starts timing the function's steps */
+
+/* Runs a function on the batch that lies in the inputs; sym are its symbol values. */
+bool exec_run(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT], PeftError *err);
+
+/* Bytes of a variable as stored. */
+int64_t var_bytes(const PeftVar *v);
+int64_t var_count(const PeftVar *v); /* logical elements */
+
+#endif

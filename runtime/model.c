@@ -1,0 +1,257 @@
+/* See model.h. Loading streams: a quantised variable never exists in full precision. */
+#include "model.h"
+#include "cpu/nf4.h"
+#include "model_config.h"
+#include "io/quantize.h"
+#include "io/weights_map.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- random initial values: counter-based, keyed by (seed, name, index) ---- */
+
+static uint64_t name_key(uint64_t seed, const char *name) {
+    uint64_t h = 0xcbf29ce484222325u ^ seed * 0x9e3779b97f4a7c15u;
+    for (; *name; name++) h = (h ^ (unsigned char)*name) * 0x100000001b3u;
+    return h;
+}
+
+/* splitmix64's output function on a counter (Steele, Lea and Flood, 2014). */
+static double uniform01(uint64_t key, uint64_t i) {
+    uint64_t z = key + (i + 1) * 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    z ^= z >> 31;
+    return ((double)(z >> 11) + 0.5) * 0x1p-53;
+}
+
+static float initial_value(const PeftVar *v, uint64_t key, int64_t i) {
+    switch (v->init) {
+    case PEFT_ONES: return 1;
+    case PEFT_CONSTANT: return (float)v->init_value;
+    case PEFT_UNIFORM: return (float)(v->init_value * (2 * uniform01(key, (uint64_t)i) - 1));
+    case PEFT_NORMAL: { /* Box-Muller */
+        double u = uniform01(key, 2 * (uint64_t)i), w = uniform01(key, 2 * (uint64_t)i + 1);
+        return (float)(v->init_value * sqrt(-2 * log(u)) * cos(6.283185307179586 * w));
+    }
+    default: return 0;
+    }
+}
+
+/* ---- filling one variable, from a file or from its initialiser ---- */
+
+enum { PIECE = 1 << 16 };
+
+typedef struct Fill {
+    const PeftVar *var;
+    const StTensor *tensor; /* NULL: initialise */
+    uint64_t key;
+    float *piece; /* PIECE floats */
+} Fill;
+
+static bool fill_piece(const Fill *f, float *out, int64_t first, int64_t n, PeftError *err) {
+    if (f->tensor) return st_read_f32(f->tensor, out, first, n, err);
+    for (int64_t i = 0; i < n; i++) out[i] = initial_value(f->var, f->key, first + i);
+    return true;
+}
+
+static bool fill_quantised(const Fill *f, void *at, PeftError *err) {
+    NfQuantizer q;
+    int64_t n = var_count(f->var);
+    if (!nf_quantizer_init(&q, at, n, f->var->dtype == DT_NF4, err)) return false;
+    for (int64_t i = 0; i < n; i += PIECE) {
+        int64_t m = n - i < PIECE ? n - i : PIECE;
+        if (fill_piece(f, f->piece, i, m, err) && nf_quantizer_push(&q, f->piece, m, err)) continue;
+        nf_quantizer_free(&q);
+        return false;
+    }
+    return nf_quantizer_finish(&q, err);
+}
+
+static bool fill(const Fill *f, void *at, PeftError *err) {
+    if (f->var->dtype == DT_F32) return fill_piece(f, at, 0, var_count(f->var), err);
+    return fill_quantised(f, at, err);
+}
+
+/* ---- loading ---- */
+
+typedef struct Opened {
+    Weights *weights[MODEL_MAX_SOURCES];
+    int n;
+    WeightMap *map;
+} Opened;
+
+static void close_all(Opened *o) {
+    weight_map_free(o->map);
+    for (int i = 0; i < o->n; i++) weights_close(o->weights[i]);
+}
+
+static bool open_all(Opened *o, const ModelSource *src, PeftError *err) {
+    memset(o, 0, sizeof *o);
+    o->map = weight_map_new(err);
+    for (int i = 0; o->map && i < src->n; i++) {
+        Weights *w = weights_open(src->path[i], err);
+        if (!w) return false;
+        o->weights[o->n++] = w;
+        if (!weight_map_add(o->map, w, err)) return false;
+    }
+    return o->map != NULL;
+}
+
+static const char *source_names(const ModelSource *src, char *buf, size_t size) {
+    buf[0] = 0;
+    for (int i = 0; i < src->n; i++) {
+        size_t at = strlen(buf);
+        snprintf(buf + at, size - at, "%s%s", i ? ", " : "", src->path[i]);
+    }
+    return buf;
+}
+
+static bool load_var(Exec *x, int i, Opened *o, const ModelSource *src, uint64_t seed, float *piece,
+                     ModelReport *r, PeftError *err) {
+    const PeftVar *v = &x->program->var[i];
+    Fill f = {.var = v, .key = name_key(seed, v->name), .piece = piece};
+    bool wanted = !v->is_state;
+    if (wanted && weight_map_find(o->map, v->name)) {
+        f.tensor = weight_map_resolve(o->map, v->name, v->rank, v->dim, err);
+        if (!f.tensor) return false;
+    } else if (wanted && !v->fresh && !src->scratch) {
+        char names[512];
+        return peft_fail(err, "%s has no tensor %s, which %s declares; give a complete base model",
+                         source_names(src, names, sizeof names), v->name, v->where);
+    }
+    if (wanted) *(f.tensor ? &r->loaded : &r->initialised) += 1;
+    return fill(&f, exec_var(x, i), err);
+}
+
+/* Computes what the program derives from the base, then puts back what the files had of it. */
+static bool start_values(Exec *x, Opened *o, const ModelSource *src, uint64_t seed, float *piece,
+                         PeftError *err) {
+    bool wanted = false;
+    ModelReport ignored = {0};
+    int64_t sym[PEFT_SYM_COUNT] = {0};
+    for (int i = 0; i < x->program->nvar; i++) {
+        const PeftVar *v = &x->program->var[i];
+        wanted |= v->derived && !weight_map_find(o->map, v->name);
+    }
+    if (!wanted) return true;
+    if (!exec_run(x, PEFT_FN_START, sym, err)) return false;
+    for (int i = 0; i < x->program->nvar; i++) {
+        const PeftVar *v = &x->program->var[i];
+        if (v->derived && weight_map_find(o->map, v->name) &&
+            !load_var(x, i, o, src, seed, piece, &ignored, err))
+            return false;
+    }
+    return true;
+}
+
+bool model_load(Exec *x, const ModelSource *src, uint64_t seed, ModelReport *report,
+                PeftError *err) {
+    memset(report, 0, sizeof *report);
+    Opened o;
+    float *piece = peft_alloc(PIECE, sizeof *piece, err);
+    bool ok = open_all(&o, src, err) && piece;
+    for (int i = 0; ok && i < x->program->nvar; i++)
+        ok = load_var(x, i, &o, src, seed, piece, report, err);
+    ok = ok && start_values(x, &o, src, seed, piece, err);
+    if (ok) {
+        const StTensor *one = NULL;
+        report->unused = (int)weight_map_unused(o.map, &one, 1);
+        if (one) snprintf(report->unused_name, sizeof report->unused_name, "%s", one->name);
+    }
+    free(piece);
+    close_all(&o);
+    return ok;
+}
+
+/* ---- saving ---- */
+
+static bool uses_patch(const PeftProgram *p, const char *const *names) {
+    for (int i = 0; i < p->nmethod; i++)
+        for (int k = 0; names[k]; k++)
+            if (strcmp(p->method[i].patch, names[k]) == 0) return true;
+    return false;
+}
+
+ModelLayout model_layout(const PeftProgram *p) {
+    static const char *const bottleneck[] = {"houlsby", "pfeiffer", "parallel", NULL};
+    int64_t trainable = 0, total = 0;
+    for (int i = 0; i < p->nvar; i++) {
+        if (p->var[i].is_state) continue;
+        total += var_count(&p->var[i]);
+        if (p->var[i].trainable) trainable += var_count(&p->var[i]);
+    }
+    if (trainable * 2 > total) return LAYOUT_MODEL;
+    return uses_patch(p, bottleneck) ? LAYOUT_ADAPTER : LAYOUT_PEFT;
+}
+
+void model_file(const PeftProgram *p, const char *dir, char *path, size_t size) {
+    static const char *const names[] = {[LAYOUT_MODEL] = "model.safetensors",
+                                        [LAYOUT_PEFT] = "adapter_model.safetensors",
+                                        [LAYOUT_ADAPTER] = "adapter.safetensors"};
+    snprintf(path, size, "%s/%s", dir, names[model_layout(p)]);
+}
+
+/* The name under which the method's usual library saves the tensor: the adapter's name goes before
+ * the part that the patch added (AdapterHub), or everything gets a prefix (peft). */
+static void saved_name(const PeftProgram *p, const PeftVar *v, ModelLayout layout, char *out,
+                       size_t size) {
+    const char *part = strstr(v->name, ".adapter_");
+    if (layout == LAYOUT_PEFT && strncmp(v->name, "base_model.", 11) != 0)
+        snprintf(out, size, "base_model.model.%s", v->name);
+    else if (layout == LAYOUT_ADAPTER && part)
+        snprintf(out, size, "%.*s.adapters.%s%s", (int)(part - v->name), v->name, p->name, part);
+    else
+        snprintf(out, size, "%s", v->name);
+}
+
+static bool is_saved(const PeftVar *v, ModelLayout layout) {
+    return !v->is_state && (layout == LAYOUT_MODEL || v->trainable || v->fresh);
+}
+
+static bool put_var(StWriter *w, int handle, const Exec *x, int i, PeftError *err) {
+    const PeftVar *v = &x->program->var[i];
+    int64_t n = var_count(v);
+    const char *at = exec_var(x, i);
+    if (v->dtype == DT_F32) return st_writer_put(w, handle, at, (uint64_t)n * sizeof(float), err);
+    Nf4View view = nf4_view(at, n, v->dtype == DT_NF4);
+    float *piece = peft_alloc(PIECE, sizeof *piece, err);
+    bool ok = piece != NULL;
+    for (int64_t k = 0; ok && k < n; k += PIECE) {
+        int64_t m = n - k < PIECE ? n - k : PIECE;
+        nf4_dequant_row(&view, k, m, piece);
+        ok = st_writer_put(w, handle, piece, (uint64_t)m * sizeof(float), err);
+    }
+    free(piece);
+    return ok;
+}
+
+static bool save_tensors(const Exec *x, const char *path, ModelLayout layout, PeftError *err) {
+    const PeftProgram *p = x->program;
+    StWriter *w = st_writer_new(path, err);
+    int *handle = peft_zalloc((size_t)p->nvar, sizeof *handle, err);
+    bool ok = w && handle;
+    for (int i = 0; ok && i < p->nvar; i++) {
+        char name[512];
+        if (!is_saved(&p->var[i], layout)) continue;
+        saved_name(p, &p->var[i], layout, name, sizeof name);
+        handle[i] = st_writer_add(w, name, ST_F32, p->var[i].rank, p->var[i].dim, err);
+        ok = handle[i] >= 0;
+    }
+    ok = ok && st_writer_begin(w, err);
+    for (int i = 0; ok && i < p->nvar; i++)
+        if (is_saved(&p->var[i], layout)) ok = put_var(w, handle[i], x, i, err);
+    free(handle);
+    if (ok) return st_writer_finish(w, err);
+    st_writer_abort(w);
+    return false;
+}
+
+bool model_save(const Exec *x, const char *dir, const char *base, PeftError *err) {
+    char path[4096];
+    ModelLayout layout = model_layout(x->program);
+    model_file(x->program, dir, path, sizeof path);
+    return save_tensors(x, path, layout, err) && model_config_write(x->program, dir, base, err);
+}

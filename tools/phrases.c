@@ -1,0 +1,352 @@
+/* The embedded corpus: short opinions about films, books, meals, hotels and gadgets. Most phrases
+ * say what they mean with their words; in the others negation, comparison, contrast, doubt, absence
+ * or a wrong report turns the words around. Hedges and intensifiers turn nothing around. As in real
+ * text, words are unequally frequent, so the labelled phrases show many of them only a few times.
+ *
+ *   phrases DIR [--seed N]   writes into DIR, which must exist and have a folder `text`,
+ *     train.tsv validation.tsv test.tsv   labelled phrases, none of them in two files
+ *     text/train.txt text/dev.txt         unlabelled text to pre-train on: other opinions, followed
+ *                                         by what they made people do
+ *     vocab.txt                           every word of it, and letters to spell others
+ *
+ * The same seed gives the same bytes everywhere: integer arithmetic only.
+ */
+#include <errno.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    TRAIN = 6000,
+    VALIDATION = 1000,
+    TEST = 2000,
+    TEXT = 60000,
+    TEXT_DEV = 1000,
+    MAX_PHRASE = 500
+};
+
+/* ---- words ---- */
+
+#define WORDS(name, ...) static const char *const name[] = {__VA_ARGS__, NULL}
+
+WORDS(good, "good", "great", "funny", "charming", "wonderful", "warm", "clever", "moving",
+      "beautiful", "fresh", "excellent", "lovely", "brilliant", "honest", "sharp", "pleasant",
+      "perfect", "gripping", "elegant", "impressive", "delightful", "comfortable", "memorable",
+      "lively", "witty", "tender", "vivid", "superb", "reliable", "enjoyable", "touching",
+      "rewarding", "thrilling", "graceful", "satisfying", "imaginative", "generous", "inspired",
+      "refined", "splendid", "polished", "soulful");
+WORDS(bad, "bad", "dull", "boring", "awful", "cold", "poor", "predictable", "slow", "terrible",
+      "flat", "clumsy", "annoying", "disappointing", "shallow", "messy", "ugly", "bland", "tedious",
+      "horrible", "uncomfortable", "forgettable", "lifeless", "lazy", "stale", "broken", "sloppy",
+      "crude", "dreadful", "unreliable", "unpleasant", "irritating", "exhausting", "muddled",
+      "pointless", "tiresome", "derivative", "stingy", "mawkish", "unimpressive", "dismal",
+      "hollow", "joyless");
+WORDS(merits, "charm", "wit", "warmth", "skill", "care", "taste", "heart", "grace", "ideas",
+      "energy", "depth", "flair");
+WORDS(faults, "mistakes", "holes", "noise", "cliches", "padding", "gloom", "fuss", "gaps",
+      "nonsense", "flaws", "filler", "dead spots");
+WORDS(things, "film", "movie", "story", "book", "meal", "show", "plot", "service", "hotel", "room",
+      "cast", "script", "ending", "game", "phone", "dinner", "restaurant", "music", "acting",
+      "series", "novel", "album", "concert", "episode", "camera", "play", "soup", "dessert", "view",
+      "garden", "museum", "tour", "lecture", "screen", "keyboard", "chair", "opening", "dialogue",
+      "direction", "pace", "design", "humour", "second half", "first act", "lead actor",
+      "soundtrack", "photography", "translation", "exhibition", "performance", "breakfast",
+      "sequel", "waiter", "staging");
+WORDS(intensifiers, "very", "really", "so", "truly", "quite", "rather", "deeply", "utterly",
+      "remarkably", "incredibly", "thoroughly", "plainly");
+WORDS(hedges, "i think", "perhaps", "in a way", "i suppose", "to be fair ,", "honestly ,",
+      "at times", "in my view", "they say", "it seems to me that", "for what it is worth ,",
+      "as far as i can tell ,");
+WORDS(states, "is", "was", "feels", "seems", "looks", "remains", "turns out", "stays");
+WORDS(negations, "is not", "was not", "is never", "is hardly", "is far from", "does not feel",
+      "is no longer", "is anything but", "is by no means", "could not be called");
+WORDS(presence, "has", "is full of", "shows", "has plenty of", "is rich in", "runs on");
+WORDS(absence, "lacks", "has no", "is free of", "is short of", "does without", "has little");
+WORDS(links_and, "and", "and also", ";", ", and moreover");
+WORDS(links_last, "but", "yet", "; still ,", "however ,", "; in the end", "; all the same");
+WORDS(links_first, "although", "though", "even if", "while", "granted that");
+WORDS(doubts, "nobody could call", "i would not call", "it is wrong to call", "no one finds",
+      "only a fool would call", "do not believe those who call");
+WORDS(people, "i", "we", "my friends", "the critics", "most people", "the guests", "the children",
+      "everyone");
+WORDS(nobody, "nobody", "no one", "few people", "hardly anyone");
+WORDS(likes, "loved", "enjoyed", "admired", "praised", "cheered", "adored");
+WORDS(dislikes, "hated", "regretted", "endured", "mocked", "resented", "suffered through");
+WORDS(praise_after, "i loved it .", "we stayed until the end .", "i will come back .",
+      "go and see for yourself .", "five stars .", "i told all my friends .", "it made my week .",
+      "worth every penny .", "i smiled all the way home .", "we want more of it .", "a joy .",
+      "highly recommended .");
+WORDS(blame_after, "i hated it .", "we left early .", "i will not come back .", "save your money .",
+      "one star .", "i warned all my friends .", "it ruined my week .", "a waste of money .",
+      "i frowned all the way home .", "we want our money back .", "a pain .", "not recommended .");
+
+/* ---- random numbers: splitmix64 (Steele, Lea and Flood, 2014) ---- */
+
+static uint64_t state;
+
+static uint64_t next(void) {
+    uint64_t z = state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+static unsigned below(unsigned n) {
+    return (unsigned)(next() >> 32) % n;
+}
+
+static bool chance(unsigned percent) {
+    return below(100) < percent;
+}
+
+/* The least of three: the head of a list is frequent, its tail rare. */
+static const char *pick(const char *const *list) {
+    unsigned n = 0;
+    while (list[n]) n++;
+    unsigned a = below(n), b = below(n), c = below(n);
+    if (b < a) a = b;
+    return list[c < a ? c : a];
+}
+
+/* ---- phrases ---- */
+
+typedef struct Text {
+    char s[MAX_PHRASE];
+    size_t n;
+} Text;
+
+static void add(Text *t, const char *word) {
+    int n = snprintf(t->s + t->n, sizeof t->s - t->n, "%s%s", t->n ? " " : "", word);
+    if (n < 0 || t->n + (size_t)n >= sizeof t->s) {
+        fprintf(stderr, "phrases: a phrase outgrew its buffer\n");
+        exit(1);
+    }
+    t->n += (size_t)n;
+}
+
+static const char *quality(bool positive) {
+    return pick(positive ? good : bad);
+}
+
+static void subject(Text *t) {
+    add(t, chance(70) ? "the" : "this");
+    add(t, pick(things));
+}
+
+static void intensify(Text *t, unsigned percent) {
+    if (chance(percent)) add(t, pick(intensifiers));
+}
+
+static void described(Text *t, bool positive) { /* "the film is very good", "what a dull film" */
+    if (chance(75)) {
+        subject(t);
+        add(t, pick(states));
+        intensify(t, 35);
+        add(t, quality(positive));
+    } else {
+        add(t, chance(50) ? "what a" : "it is a");
+        intensify(t, 20);
+        add(t, quality(positive));
+        add(t, pick(things));
+    }
+}
+
+static void denied(Text *t, bool positive) { /* "the film is never dull" */
+    subject(t);
+    add(t, pick(negations));
+    intensify(t, 15);
+    add(t, quality(!positive));
+}
+
+static void contained(Text *t, bool positive) { /* "the film lacks wit", "this book has flaws" */
+    bool there = chance(55);
+    subject(t);
+    add(t, pick(there ? presence : absence));
+    add(t, pick(there == positive ? merits : faults));
+}
+
+static void received(Text *t, bool positive) { /* "the critics praised it", "nobody hated it" */
+    unsigned form = below(100);
+    add(t, pick(form < 65 ? people : nobody));
+    add(t, pick((form < 65) == positive ? likes : dislikes));
+    subject(t);
+}
+
+static void compared(Text *t, bool positive) { /* "the film is less dull than good" */
+    bool more = chance(50);
+    subject(t);
+    add(t, pick(states));
+    add(t, more ? "more" : "less");
+    add(t, quality(more == positive));
+    add(t, "than");
+    add(t, quality(more != positive));
+}
+
+static void doubted(Text *t, bool positive) { /* "nobody could call the film dull" */
+    add(t, pick(doubts));
+    subject(t);
+    add(t, quality(!positive));
+}
+
+static void foretold(Text *t, bool positive) { /* "they called it dull and were wrong" */
+    bool right = chance(50);
+    add(t, pick(people));
+    add(t, chance(50) ? "called" : "expected");
+    subject(t);
+    add(t, "to be");
+    add(t, quality(right == positive));
+    add(t, right ? "and were right" : "and were wrong");
+}
+
+/* A clause of the wanted sentiment. */
+static void clause(Text *t, bool positive) {
+    static const struct {
+        unsigned percent;
+        void (*say)(Text *, bool);
+    } forms[] = {{60, described}, {14, denied}, {8, contained}, {6, received},
+                 {4, compared},   {4, doubted}, {4, foretold}};
+    unsigned at = below(100), form = 0;
+    if (chance(20)) add(t, pick(hedges));
+    while (at >= forms[form].percent) at -= forms[form++].percent;
+    forms[form].say(t, positive);
+}
+
+/* An opinion: one clause, two that agree, or two of which the stressed one decides. */
+static void opinion(Text *t, bool positive) {
+    unsigned form = below(100);
+    if (form < 45) {
+        clause(t, positive);
+    } else if (form < 75) {
+        clause(t, positive);
+        add(t, pick(links_and));
+        clause(t, positive);
+    } else if (form < 88) {
+        clause(t, !positive);
+        add(t, pick(links_last));
+        clause(t, positive);
+    } else {
+        add(t, pick(links_first));
+        clause(t, !positive);
+        add(t, ",");
+        clause(t, positive);
+    }
+}
+
+/* ---- files ---- */
+
+static void fail(const char *path) {
+    fprintf(stderr, "phrases: cannot write %s: %s\n", path, strerror(errno));
+    exit(1);
+}
+
+typedef struct Output {
+    char path[4096];
+    FILE *f;
+} Output;
+
+static void create(Output *o, const char *dir, const char *name) {
+    snprintf(o->path, sizeof o->path, "%s/%s", dir, name);
+    o->f = fopen(o->path, "w");
+    if (!o->f) fail(o->path);
+}
+
+static void finish(Output *o) {
+    bool bad_write = ferror(o->f) != 0;
+    if (fclose(o->f) || bad_write) fail(o->path);
+}
+
+/* Every phrase written so far, so that no split holds another's: a set of 64-bit hashes with open
+ * addressing. */
+enum { SEEN = 1 << 18 };
+static uint64_t seen[SEEN];
+
+static bool is_new(const char *s) {
+    uint64_t h = 0xcbf29ce484222325u;
+    for (; *s; s++) h = (h ^ (unsigned char)*s) * 0x100000001b3u;
+    if (!h) h = 1;
+    for (unsigned at = (unsigned)h % SEEN;; at = (at + 1) % SEEN) {
+        if (seen[at] == h) return false;
+        if (seen[at]) continue;
+        seen[at] = h;
+        return true;
+    }
+}
+
+static void write_labelled(const char *dir, const char *name, int n) {
+    Output o;
+    create(&o, dir, name);
+    fputs("sentence\tlabel\n", o.f);
+    for (int i = 0; i < n;) {
+        Text t = {.n = 0};
+        bool positive = i & 1;
+        opinion(&t, positive);
+        if (!is_new(t.s)) continue;
+        fprintf(o.f, "%s\t%d\n", t.s, positive);
+        i++;
+    }
+    finish(&o);
+}
+
+static void write_text(const char *dir, const char *name, int n) {
+    Output o;
+    create(&o, dir, name);
+    for (int i = 0; i < n;) {
+        Text t = {.n = 0};
+        bool positive = chance(50);
+        opinion(&t, positive);
+        if (!is_new(t.s)) continue;
+        add(&t, ".");
+        add(&t, pick(positive ? praise_after : blame_after));
+        if (chance(50)) add(&t, pick(positive ? praise_after : blame_after));
+        fprintf(o.f, "%s\n", t.s);
+        i++;
+    }
+    finish(&o);
+}
+
+/* ---- vocabulary ---- */
+
+static void write_new_words(FILE *f, const char *text) {
+    char copy[128], *save;
+    snprintf(copy, sizeof copy, "%s", text);
+    for (char *w = strtok_r(copy, " ", &save); w; w = strtok_r(NULL, " ", &save))
+        if (strlen(w) > 1 && is_new(w)) fprintf(f, "%s\n", w);
+}
+
+/* The special tokens, every printable ASCII character but capitals (texts are lower-cased) and
+ * every letter and digit inside a word, so that any ASCII text can be spelled; then the words. */
+static void write_vocabulary(const char *dir) {
+    WORDS(grammar,
+          "the this more less than what a it is to be called expected and were right wrong");
+    static const char *const *const lists[] = {
+        grammar, good,      bad,      merits,   faults,       things,     intensifiers, hedges,
+        states,  negations, presence, absence,  links_and,    links_last, links_first,  doubts,
+        people,  nobody,    likes,    dislikes, praise_after, blame_after};
+    Output o;
+    create(&o, dir, "vocab.txt");
+    fputs("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n", o.f);
+    for (int c = 33; c < 127; c++)
+        if (c < 'A' || c > 'Z') fprintf(o.f, "%c\n", c);
+    for (int c = 'a'; c <= 'z'; c++) fprintf(o.f, "##%c\n", c);
+    for (int c = '0'; c <= '9'; c++) fprintf(o.f, "##%c\n", c);
+    for (size_t l = 0; l < sizeof lists / sizeof *lists; l++)
+        for (int i = 0; lists[l][i]; i++) write_new_words(o.f, lists[l][i]);
+    finish(&o);
+}
+
+int main(int argc, char **argv) {
+    if (argc != 2 && !(argc == 4 && strcmp(argv[2], "--seed") == 0)) {
+        fprintf(stderr, "usage: phrases DIR [--seed N]\n");
+        return 2;
+    }
+    state = argc == 4 ? strtoull(argv[3], NULL, 10) : 42;
+    write_labelled(argv[1], "test.tsv", TEST);
+    write_labelled(argv[1], "validation.tsv", VALIDATION);
+    write_labelled(argv[1], "train.tsv", TRAIN);
+    write_text(argv[1], "text/dev.txt", TEXT_DEV);
+    write_text(argv[1], "text/train.txt", TEXT);
+    write_vocabulary(argv[1]);
+    return 0;
+}
