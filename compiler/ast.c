@@ -1,5 +1,9 @@
 /* Loading a program: its file and, through `use`, all files it needs, each once. Also the look-up
- * of declarations by name. */
+ * of declarations by name.
+ *
+ * Files are told apart by what they are on disk, not by how a program spells their path. A file
+ * that is being loaded may not be used again before it is complete: that is a circle.
+ */
 #include "ast.h"
 
 #include <string.h>

@@ -1,5 +1,10 @@
 /* The --set options: each is parsed as a line of program text of its own, so that a mistake in one
- * is shown like any other. */
+ * is shown like any other.
+ *
+ * Nobody lists what can be set. Whoever needs a number asks here first, by its key; an option that
+ * nobody asked for does not exist in this program, and the keys that were asked for are what it may
+ * have meant.
+ */
 #include "config.h"
 
 #include <string.h>

@@ -1,13 +1,12 @@
-/* Numbers that a program leaves open to its user: `--set` and the base model's config.json replace
- * them, in this order of increasing weight: program, config.json, --set; of two equal --set the
- * last.
+/* Numbers that a program leaves open to its user. In increasing weight: the program's own, those of
+ * the base model's config.json, --set; of two equal --set the last. What can be set:
  *
- * What can be set:  fit.NAME                a setting of the `fit` statement
- *                   config                  the model's config, by name
- *                   config.FIELD            a field of it
- *                   NAME                    an argument of the model's block ("classes") and of every
- *                                           patch that the model applies ("rank")
- *                   PATCH.NAME              an argument of one patch; it goes before NAME
+ *   fit.NAME      a setting of the `fit` statement
+ *   config        the model's config, by name
+ *   config.FIELD  a field of it
+ *   NAME          an argument of the model's block ("classes") and of its patches ("rank")
+ *   PATCH.NAME    an argument of one patch; it goes before NAME
+ *
  * Anything else is an error with a suggestion.
  */
 #ifndef PEFTC_CONFIG_H

@@ -1,5 +1,10 @@
 /* Printing of diagnostics: place by display column, the source line with tabs expanded and control
- * characters made harmless, ~~~^~~~ under the range. */
+ * characters made harmless, ~~~^~~~ under the range.
+ *
+ * A message is printed at once. What is kept of it is a hash, which is how the same mistake in
+ * twelve layers is printed once; a note belongs to the message before it and is silent when that
+ * was.
+ */
 #include "diag.h"
 
 #include <stdarg.h>

@@ -1,5 +1,8 @@
 /* The functions of the language: names of ops, and the few that know about batches (dropout,
  * attention, first_token, batch_mean). Functions of numbers fold.
+ *
+ * Arguments are checked for what they are (a tensor, a number, a share) here; shapes are checked by
+ * the op itself, except where a message in the program's words says more.
  */
 #include "elaborate_int.h"
 

@@ -1,4 +1,9 @@
-/* Numbers a program is run with: the `fit` statement and configs, each open to --set. */
+/* Numbers a program is run with: the `fit` statement and configs, each open to --set.
+ *
+ * Every setting of `fit` is a row of one table, used by the statement, by --set and by suggestions.
+ * A config is evaluated in the order of its fields with all replacements in place, so that a field
+ * computed from another follows it.
+ */
 #include "elaborate_int.h"
 
 #include <math.h>

@@ -1,5 +1,9 @@
 /* The effective settings as text: what the program was after config.json and --set had their say.
- * It is stored in the executable and printed by it. */
+ * It is stored in the executable and printed by it.
+ *
+ * One fact to a line, a key of at most 8 characters, then the value; the lines of statements also
+ * say what their paths matched.
+ */
 #include "elaborate_int.h"
 
 #include <math.h>

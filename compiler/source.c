@@ -1,4 +1,9 @@
-/* Reading program texts and turning byte offsets into places a reader understands. */
+/* Reading program texts and turning byte offsets into places a reader understands.
+ *
+ * Texts are copied into the pool once and never change, so spans stay valid as long as the Sources.
+ * Columns are counted as a terminal shows them: utf8proc knows the width of a character, tabs go to
+ * multiples of 8, a byte that is no UTF-8 takes one column.
+ */
 #include "source.h"
 
 #include <errno.h>

@@ -41,7 +41,8 @@ static bool check_offsets(const Exec *x, const FeedBatch *b, int64_t *longest, P
 static bool check_ids(const Exec *x, const FeedBatch *b, PeftError *err) {
     const PeftConfig *c = &x->program->config;
     return check_range("token", b->tokens, b->offsets[b->sequences], c->vocab, err) &&
-           (!b->labels || check_range("label", b->labels, b->sequences, c->classes, err)) &&
+           (!b->labels || !c->classes ||
+            check_range("label", b->labels, b->sequences, c->classes, err)) &&
            check_range("masked position", b->masked_positions, b->masked, b->offsets[b->sequences],
                        err) &&
            check_range("masked id", b->masked_ids, b->masked, c->vocab, err);

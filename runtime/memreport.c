@@ -1,109 +1,193 @@
-/* See memreport.h. */
+/* See memreport.h. The figures are those of runtime/plan.c, the code that a program plans itself
+ * with: for the same batch the report and the run agree to the byte. */
 #include "memreport.h"
-#include "plan.h"
 
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include <jansson.h>
+
+#include "plan.h"
+
+enum { SHOWN = 12 }; /* largest buffers listed */
+
+typedef struct Buffer { /* alive at the peak */
+    int64_t bytes;
+    const char *what, *where;
+    PeftClass class;
+    int order; /* of the tables: ties */
+} Buffer;
+
+typedef struct Report {
+    const PeftProgram *p;
+    const int64_t *train_sym, *eval_sym;
+    unsigned fn_mask;
+    ProgramPlan plan;
+    PeftFn peak_fn; /* of the lower bound, whose step the buffers are listed for */
+    Buffer *buffer; /* alive then, largest first */
+    int nbuffer;
+} Report;
+
 const char *const mem_class_name[PEFT_MEM_CLASSES] = {
     "weights", "gradients", "optimizer", "activations", "backward", "workspace", "inputs"};
+static const char *const fn_name[PEFT_FN_COUNT] = {
+    [PEFT_FN_EVAL] = "eval",           [PEFT_FN_TRAIN] = "train", [PEFT_FN_UPDATE] = "update",
+    [PEFT_FN_GRADIENTS] = "gradients", [PEFT_FN_START] = "start",
+};
 
-enum { LARGEST = 12 };
+/* ---- gathering ---- */
 
-typedef struct Live {
-    const char *label, *where;
-    int64_t bytes;
-    int mem_class;
-} Live;
-
-static int by_bytes(const void *a, const void *b) {
-    const Live *x = a, *y = b;
-    if (x->bytes != y->bytes) return x->bytes < y->bytes ? 1 : -1;
-    return strcmp(x->label, y->label);
+static int larger(const void *a, const void *b) {
+    const Buffer *x = a, *y = b;
+    if (x->bytes != y->bytes) return x->bytes > y->bytes ? -1 : 1;
+    return x->order - y->order;
 }
 
-static void add(Live *list, int *n, const char *label, const char *where, int64_t bytes,
-                int mem_class) {
-    list[(*n)++] = (Live){label, where, bytes, mem_class};
+static void add_buffer(Report *r, int64_t bytes, const char *what, const char *where,
+                       PeftClass class) {
+    r->buffer[r->nbuffer] = (Buffer){bytes, what, where, class, r->nbuffer};
+    r->nbuffer++;
 }
 
-/* Everything alive at the peak, largest first. */
-static Live *live_at_peak(const PeftProgram *p, const ProgramPlan *plan, const int64_t *train_sym,
-                          const int64_t *eval_sym, int *n, PeftError *err) {
-    PeftFn fn = plan->peak_fn;
-    const PeftFunction *f = &p->fn[fn];
-    const int64_t *sym = fn == PEFT_FN_EVAL ? eval_sym : train_sym;
-    int32_t at = plan->fn[fn].peak_step;
-    Live *list = peft_alloc((size_t)(p->nvar + f->ntemp), sizeof *list, err);
-    *n = 0;
-    for (int i = 0; list && i < p->nvar; i++) {
+static bool list_buffers(Report *r, PeftError *err) {
+    const PeftProgram *p = r->p;
+    const PeftFunction *f = &p->fn[r->peak_fn];
+    const int64_t *sym = r->peak_fn == PEFT_FN_EVAL ? r->eval_sym : r->train_sym;
+    int32_t step = r->plan.fn[r->peak_fn].peak_step;
+    r->buffer = peft_zalloc((size_t)p->nvar + (size_t)f->ntemp, sizeof *r->buffer, err);
+    if (!r->buffer) return false;
+    for (int i = 0; i < p->nvar; i++) {
         const PeftVar *v = &p->var[i];
-        add(list, n, v->name, v->where, plan_bytes(v->dtype, v->rank, v->dim, sym),
-            v->is_state ? PEFT_MEM_OPTIMIZER : PEFT_MEM_WEIGHT);
+        add_buffer(r, plan_bytes(v->dtype, v->rank, v->dim, sym), v->name, v->where,
+                   v->is_state ? PEFT_MEM_OPTIMIZER : PEFT_MEM_WEIGHT);
     }
-    for (int i = 0; list && i < f->ntemp; i++) {
+    for (int i = 0; i < f->ntemp; i++) {
         const PeftTemp *t = &f->temp[i];
-        if (at < t->first || at > t->last) continue;
+        if (step < t->first || step > t->last) continue;
         int64_t bytes = t->mem_class == PEFT_MEM_WORKSPACE
                             ? step_workspace_bytes(p, &f->step[t->first], sym)
                             : plan_bytes(t->dtype, t->rank, t->dim, sym);
-        add(list, n, t->label, t->where, bytes, t->mem_class);
+        add_buffer(r, bytes, t->label, t->where, (PeftClass)t->mem_class);
     }
-    if (list) qsort(list, (size_t)*n, sizeof *list, by_bytes);
+    qsort(r->buffer, (size_t)r->nbuffer, sizeof *r->buffer, larger);
+    return true;
+}
+
+static bool gather(Report *r, PeftError *err) {
+    static const PeftFn planned[] = {PEFT_FN_EVAL, PEFT_FN_TRAIN, PEFT_FN_UPDATE, PEFT_FN_START};
+    for (size_t i = 0; i < sizeof planned / sizeof *planned; i++)
+        if (r->p->fn[planned[i]].nstep) r->fn_mask |= 1u << planned[i];
+    if (!program_plan(r->p, r->fn_mask, r->train_sym, r->eval_sym, &r->plan, err)) return false;
+    int64_t most = -1;
+    for (int f = 0; f < PEFT_FN_COUNT; f++) {
+        if (!(r->fn_mask >> f & 1) || r->plan.fn[f].lower_bound <= most) continue;
+        most = r->plan.fn[f].lower_bound;
+        r->peak_fn = (PeftFn)f;
+    }
+    return list_buffers(r, err);
+}
+
+/* The step at which most bytes are alive; NULL for a program that does nothing. */
+static const PeftStep *peak_step(const Report *r) {
+    const PeftFunction *f = &r->p->fn[r->peak_fn];
+    return f->nstep ? &f->step[r->plan.fn[r->peak_fn].peak_step] : NULL;
+}
+
+static double ratio(const ProgramPlan *plan) {
+    return plan->lower_bound ? (double)plan->peak / (double)plan->lower_bound : 1;
+}
+
+/* ---- text ---- */
+
+static void print_bytes(FILE *out, const char *name, int64_t bytes) {
+    fprintf(out, "%-14s %10.2f MB  %14" PRId64 " bytes", name, (double)bytes / 1e6, bytes);
+}
+
+static void print_summary(FILE *out, const Report *r) {
+    const int64_t *s = r->train_sym;
+    fprintf(out,
+            "memory plan of %s: %" PRId64 " tokens, %" PRId64 " sequences, the longest of %" PRId64
+            ", %" PRId64 " threads\n\n",
+            r->p->name, s[PEFT_SYM_T], s[PEFT_SYM_S], s[PEFT_SYM_L], s[PEFT_SYM_P]);
+    print_bytes(out, "peak", r->plan.peak);
+    fputc('\n', out);
+    print_bytes(out, "lower bound", r->plan.lower_bound);
+    fprintf(out, "\n%-14s %10.4f\n\n", "ratio", ratio(&r->plan));
+    for (int c = 0; c < PEFT_MEM_CLASSES; c++) {
+        print_bytes(out, mem_class_name[c], r->plan.by_class[c]);
+        fprintf(out, "  %5.1f %%\n",
+                100 * (double)r->plan.by_class[c] / (double)(r->plan.lower_bound + 1));
+    }
+    fputc('\n', out);
+    for (int f = 0; f < PEFT_FN_COUNT; f++) {
+        if (!(r->fn_mask >> f & 1)) continue;
+        print_bytes(out, fn_name[f], r->plan.persistent + r->plan.fn[f].peak);
+        fprintf(out, "  %d steps, %d temporaries\n", r->p->fn[f].nstep, r->p->fn[f].ntemp);
+    }
+}
+
+static void print_text(FILE *out, const Report *r) {
+    print_summary(out, r);
+    const PeftStep *s = peak_step(r);
+    if (s)
+        fprintf(out, "\nlargest buffers alive at the peak, step %d of %s (%s%s%s):\n",
+                r->plan.fn[r->peak_fn].peak_step, fn_name[r->peak_fn], s->label,
+                s->where[0] ? " at " : "", s->where);
+    for (int i = 0; i < r->nbuffer && i < SHOWN; i++) {
+        const Buffer *b = &r->buffer[i];
+        fprintf(out, "%14" PRId64 "  %-11s  %s%s%s\n", b->bytes, mem_class_name[b->class], b->what,
+                b->where[0] ? "  " : "", b->where);
+    }
+}
+
+/* ---- JSON ---- */
+
+static json_t *json_buffers(const Report *r) {
+    json_t *list = json_array();
+    for (int i = 0; i < r->nbuffer && i < SHOWN; i++) {
+        const Buffer *b = &r->buffer[i];
+        json_array_append_new(list, json_pack("{s:I, s:s, s:s, s:s}", "bytes", (json_int_t)b->bytes,
+                                              "class", mem_class_name[b->class], "what", b->what,
+                                              "where", b->where));
+    }
     return list;
 }
 
-static void print_text(FILE *out, const PeftProgram *p, const ProgramPlan *plan, const int64_t *sym,
-                       const Live *list, int n) {
-    static const char *const fn_name[PEFT_FN_COUNT] = {
-        "evaluation", "a training step", "the update", "the gradients", "the start values"};
-    fprintf(out, "%s, worst batch: %lld tokens in %lld sequences, longest %lld\n\n", p->name,
-            (long long)sym[PEFT_SYM_T], (long long)sym[PEFT_SYM_S], (long long)sym[PEFT_SYM_L]);
+static json_t *json_report(const Report *r) {
+    const int64_t *s = r->train_sym;
+    json_t *class = json_object(), *fn = json_object();
     for (int c = 0; c < PEFT_MEM_CLASSES; c++)
-        if (plan->by_class[c])
-            fprintf(out, "  %-12s %12.3f MB\n", mem_class_name[c], (double)plan->by_class[c] / 1e6);
-    fprintf(out, "  %-12s %12.3f MB  most bytes alive at once, in %s\n", "lower bound",
-            (double)plan->lower_bound / 1e6, fn_name[plan->peak_fn]);
-    fprintf(out, "  %-12s %12.3f MB  the arena: %lld bytes, %.4f of the lower bound\n\n", "peak",
-            (double)plan->peak / 1e6, (long long)plan->peak,
-            (double)plan->peak / (double)plan->lower_bound);
-    fprintf(out, "largest buffers at the peak\n");
-    for (int i = 0; i < n && i < LARGEST; i++)
-        fprintf(out, "  %12.3f MB  %-11s %s  %s\n", (double)list[i].bytes / 1e6,
-                mem_class_name[list[i].mem_class], list[i].label, list[i].where);
+        json_object_set_new(class, mem_class_name[c], json_integer(r->plan.by_class[c]));
+    for (int f = 0; f < PEFT_FN_COUNT; f++)
+        if (r->fn_mask >> f & 1)
+            json_object_set_new(fn, fn_name[f],
+                                json_integer(r->plan.persistent + r->plan.fn[f].peak));
+    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:o, s:o, s:o}", "program",
+                     r->p->name, "tokens", (json_int_t)s[PEFT_SYM_T], "sequences",
+                     (json_int_t)s[PEFT_SYM_S], "longest", (json_int_t)s[PEFT_SYM_L], "threads",
+                     (json_int_t)s[PEFT_SYM_P], "peak_bytes", (json_int_t)r->plan.peak,
+                     "lower_bound_bytes", (json_int_t)r->plan.lower_bound, "ratio", ratio(&r->plan),
+                     "by_class", class, "by_function", fn, "largest", json_buffers(r));
 }
 
-static void print_json(FILE *out, const PeftProgram *p, const ProgramPlan *plan, const int64_t *sym,
-                       const Live *list, int n) {
-    fprintf(
-        out,
-        "{\"program\": \"%s\", \"tokens\": %lld, \"sequences\": %lld, \"longest\": %lld, \"peak_bytes\": "
-        "%lld, \"lower_bound_bytes\": %lld, \"by_class\": {",
-        p->name, (long long)sym[PEFT_SYM_T], (long long)sym[PEFT_SYM_S], (long long)sym[PEFT_SYM_L],
-        (long long)plan->peak, (long long)plan->lower_bound);
-    for (int c = 0; c < PEFT_MEM_CLASSES; c++)
-        fprintf(out, "%s\"%s\": %lld", c ? ", " : "", mem_class_name[c],
-                (long long)plan->by_class[c]);
-    fprintf(out, "}, \"largest\": [");
-    for (int i = 0; i < n && i < LARGEST; i++)
-        fprintf(out, "%s{\"bytes\": %lld, \"class\": \"%s\", \"label\": \"%s\", \"where\": \"%s\"}",
-                i ? ", " : "", (long long)list[i].bytes, mem_class_name[list[i].mem_class],
-                list[i].label, list[i].where);
-    fprintf(out, "]}\n");
+static bool print_json(FILE *out, const Report *r, PeftError *err) {
+    json_t *root = json_report(r);
+    bool ok = root && json_dumpf(root, out, JSON_INDENT(2)) == 0;
+    fputc('\n', out);
+    json_decref(root);
+    return ok || peft_fail(err, "cannot write the memory report of %s as JSON", r->p->name);
 }
 
 bool memreport_print(FILE *out, const PeftProgram *p, const int64_t train_sym[PEFT_SYM_COUNT],
                      const int64_t eval_sym[PEFT_SYM_COUNT], bool json, PeftError *err) {
-    ProgramPlan plan;
-    int n;
-    unsigned fns =
-        1u << PEFT_FN_EVAL | 1u << PEFT_FN_TRAIN | 1u << PEFT_FN_UPDATE | 1u << PEFT_FN_START;
-    for (int f = 0; f < PEFT_FN_COUNT; f++)
-        if (!p->fn[f].nstep) fns &= ~(1u << f);
-    if (!program_plan(p, fns, train_sym, eval_sym, &plan, err)) return false;
-    Live *list = live_at_peak(p, &plan, train_sym, eval_sym, &n, err);
-    if (list) (json ? print_json : print_text)(out, p, &plan, train_sym, list, n);
-    free(list);
-    program_plan_free(&plan);
-    return list != NULL;
+    Report r = {.p = p, .train_sym = train_sym, .eval_sym = eval_sym};
+    bool ok = gather(&r, err);
+    if (ok && json)
+        ok = print_json(out, &r, err);
+    else if (ok)
+        print_text(out, &r);
+    free(r.buffer);
+    program_plan_free(&r.plan);
+    return ok;
 }

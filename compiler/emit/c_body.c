@@ -95,26 +95,41 @@ static void declare_scratch(CPrinter *p) {
             c_line(p, "float t%d[%lld];", i, block_width(p));
 }
 
+/* Position of the loop's first column in a row that begins at `row` times the columns. */
+static const char *row_position(CPrinter *p, const char *row) {
+    bool whole = strcmp(p->first, "0") == 0;
+    return graph_printf(p->g, "%s * %lld%s%s", row, cols_of(p), whole ? "" : " + ",
+                        whole ? "" : p->first);
+}
+
+/* Dropout factors; the body's K_KEEP instructions are numbered for their sites. */
+static void fill_keep(CPrinter *p, KVal v) {
+    const KInstr *in = &p->body->instr[v];
+    int a = arg_read(p->kernel, &p->args, in->tensor), site = 0;
+    for (int i = 0; i < v; i++) site += p->body->instr[i].op == K_KEEP;
+    c_line(p, "const float *u%d = pk_keep(a%d, site[%d], %s, %s, %s, %s, %s, s%d);", v, a, site,
+           c_value(p, in->a), c_value(p, in->b), c_number(p, in->number), p->first, p->count, v);
+}
+
+static void fill_nf4(CPrinter *p, KVal v) {
+    const KInstr *in = &p->body->instr[v];
+    int a = arg_read(p->kernel, &p->args, in->tensor);
+    const char *row = "r";
+    if (in->op == K_GATHER) row = graph_printf(p->g, "(int64_t)%s", c_atom(p, in->a));
+    c_line(p, "const float *u%d = s%d;", v, v);
+    c_line(p, "nf4_dequant_row(&a%d, %s, %s, s%d);", a, row_position(p, row), p->count, v);
+}
+
 /* Calls that fill scratch rows before a loop. */
 static void fill_scratch(CPrinter *p) {
     for (int v = 0; v < p->body->n; v++) {
         const KInstr *in = &p->body->instr[v];
         if (!c_is_filled(in) || p->loops.uses[v] == 0) continue;
         if (p->loops.kept[v] && p->loops.phase[v] < p->loop) continue;
-        int a = arg_read(p->kernel, &p->args, in->tensor);
-        if (in->op == K_KEEP) {
-            int site = 0;
-            for (int i = 0; i < v; i++) site += p->body->instr[i].op == K_KEEP;
-            c_line(p, "const float *u%d = pk_keep(a%d, site[%d], %s, %s, %.9gf, %s, %s, s%d);", v,
-                   a, site, c_value(p, in->a), c_value(p, in->b), in->number, p->first, p->count,
-                   v);
-            continue;
-        }
-        const char *row =
-            in->op == K_GATHER ? graph_printf(p->g, "(int64_t)%s", c_atom(p, in->a)) : "r";
-        c_line(p, "const float *u%d = s%d;", v, v);
-        c_line(p, "nf4_dequant_row(&a%d, %s * %lld + %s, %s, s%d);", a, row, cols_of(p), p->first,
-               p->count, v);
+        if (in->op == K_KEEP)
+            fill_keep(p, v);
+        else
+            fill_nf4(p, v);
     }
 }
 
@@ -191,7 +206,7 @@ static const char *reduced_row(CPrinter *p, KVal v) {
     int a = arg_read(p->kernel, &p->args, tensor);
     if (access_of(p->body, tensor->type) == ACCESS_COLUMN)
         return graph_printf(p->g, "a%d + %s", a, p->first);
-    return graph_printf(p->g, "a%d + r * %lld + %s", a, cols_of(p), p->first);
+    return graph_printf(p->g, "a%d + %s", a, row_position(p, "r"));
 }
 
 /* The reductions that the loop just printed feeds; with blocks, added to those before. */

@@ -7,7 +7,7 @@
 
 enum { INLINE_CHARS = 56 }; /* longer expressions get a name */
 
-static const char *number(CPrinter *p, double x) {
+const char *c_number(CPrinter *p, double x) {
     float f = (float)x;
     if (isnan(f)) return "__builtin_nanf(\"\")";
     if (isinf(f)) return f > 0 ? "__builtin_inff()" : "(-__builtin_inff())";
@@ -42,18 +42,23 @@ bool c_is_filled(const KInstr *in) {
     return in->op == K_KEEP || ((in->op == K_LOAD || in->op == K_GATHER) && is_nf4(in->tensor));
 }
 
+/* The row of a table that an index names, as the start of a position. */
+static const char *table_position(CPrinter *p, const KInstr *in) {
+    const char *row = c_atom(p, in->a);
+    const char *at = graph_printf(p->g, in->op == K_SCATTER ? "pk_slot(%s)" : "(int64_t)%s", row);
+    if (in->level != LEVEL_ELEMENT) return at;
+    return graph_printf(p->g, "%s * %lld + c", at, (long long)p->body->cols);
+}
+
 static const char *load(CPrinter *p, KVal v) {
     const KInstr *in = &p->body->instr[v];
     if (c_is_filled(in)) return graph_printf(p->g, "u%d[%s]", v, c_scratch(p));
     int a = arg_read(p->kernel, &p->args, in->tensor);
-    if (in->op == K_LOAD)
-        return graph_printf(p->g, "a%d[%s]", a, c_index(p, access_of(p->body, in->tensor->type)));
-    const char *row = c_atom(p, in->a);
-    bool wide = in->level == LEVEL_ELEMENT;
-    const char *at = graph_printf(p->g, in->op == K_SCATTER ? "pk_slot(%s)" : "(int64_t)%s", row);
-    if (wide) at = graph_printf(p->g, "%s * %lld + c", at, (long long)p->body->cols);
-    if (in->op == K_GATHER) return graph_printf(p->g, "a%d[%s]", a, at);
-    return graph_printf(p->g, "%s < 0 ? 0 : a%d[%s]", row, a, at);
+    const char *at =
+        in->op == K_LOAD ? c_index(p, access_of(p->body, in->tensor->type)) : table_position(p, in);
+    if (is_nf4(in->tensor)) return graph_printf(p->g, "nf4_value(&a%d, %s)", a, at);
+    if (in->op != K_SCATTER) return graph_printf(p->g, "a%d[%s]", a, at);
+    return graph_printf(p->g, "%s < 0 ? 0 : a%d[%s]", c_atom(p, in->a), a, at);
 }
 
 static const char *unary(CPrinter *p, const KInstr *in) {
@@ -94,7 +99,7 @@ static const char *binary(CPrinter *p, const KInstr *in) {
 static const char *expression(CPrinter *p, KVal v) {
     const KInstr *in = &p->body->instr[v];
     switch (in->op) {
-    case K_CONST: return number(p, in->number);
+    case K_CONST: return c_number(p, in->number);
     case K_COLUMN: return "(int32_t)c";
     case K_LOAD:
     case K_GATHER:

@@ -22,6 +22,7 @@ typedef struct CPrinter {
 
 void c_line(CPrinter *p, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
+const char *c_number(CPrinter *p, double x); /* a float literal */
 const char *c_value(CPrinter *p, KVal v);
 const char *c_atom(CPrinter *p, KVal v);
 void c_name(CPrinter *p, KVal v, bool shared);

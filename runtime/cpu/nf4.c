@@ -2,6 +2,7 @@
  * AVX-512, of two 8-entry ones on AVX2. */
 #include "nf4.h"
 
+#include <math.h>
 #include <pthread.h>
 
 #include "isa.h"
@@ -31,11 +32,11 @@ const float nf4_lut[16] = {
 static float code8[256];
 static pthread_once_t code8_once = PTHREAD_ONCE_INIT;
 
-/* Point i of n evenly spaced in [0.1, 1], computed from the nearer end (in float: the map is
- * defined by float arithmetic). */
+/* Point i of n evenly spaced in [0.1, 1], from the nearer end with one rounding: this is how the
+ * map's publishers compute it, and it gives their bits. */
 static float spaced(int i, int n) {
     float step = (1.0f - 0.1f) / (float)(n - 1);
-    return i < n / 2 ? 0.1f + step * (float)i : 1.0f - step * (float)(n - 1 - i);
+    return i < n / 2 ? fmaf(step, (float)i, 0.1f) : fmaf(-step, (float)(n - 1 - i), 1.0f);
 }
 
 static void fill_code8(void) {

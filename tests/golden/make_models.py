@@ -167,6 +167,7 @@ def save(path: Path, tensors: dict) -> None:
     save_file(
         {k: np.ascontiguousarray(v) for k, v in tensors.items()}, path, metadata={"format": "pt"}
     )
+    path.chmod(0o644)  # the library makes files that only the owner can read
 
 
 def write_base(folder: Path, shape: Shape) -> None:

@@ -321,6 +321,13 @@ static void dynamic_map(void **state) {
     assert_true(map[127] == 0.0f && map[255] == 1.0f);
     assert_true(fabsf(map[0] + 0.99296875f) <= 1e-6f);
     for (int i = 0; i < 127; i++) assert_true(map[i] == -map[254 - i]);
+    /* bits of the published map where other orders of rounding give neighbours */
+    static const struct {
+        int i;
+        uint32_t bits;
+    } exact[] = {{18, 0xbf3d6666}, {89, 0xbce7ae15}, {165, 0x3ce7ae15}, {236, 0x3f3d6666}};
+    for (size_t i = 0; i < sizeof exact / sizeof *exact; i++)
+        assert_memory_equal(&map[exact[i].i], &exact[i].bits, sizeof(float));
     /* independently: cell c of 2^e in decade e has the midpoint 0.1 + 0.9 (c + 1/2) / 2^e */
     for (int e = 0, at = 128; e < 7; e++)
         for (int c = 0; c < 1 << e; c++, at++) {
