@@ -10,11 +10,13 @@
 
 #include "plan.h"
 
-enum { SHOWN = 12 }; /* largest buffers listed */
+enum { SHOWN = 12 }; /* groups of buffers listed */
 
-typedef struct Buffer { /* alive at the peak */
-    int64_t bytes;
-    const char *what, *where;
+/* Buffers alive at the peak that one model line made in the same size: those of all layers. */
+typedef struct Buffer {
+    int64_t bytes; /* of each */
+    int count;
+    const char *what, *where; /* `what`: of the first */
     PeftClass class;
     int order; /* of the tables: ties */
 } Buffer;
@@ -25,7 +27,7 @@ typedef struct Report {
     unsigned fn_mask;
     ProgramPlan plan;
     PeftFn peak_fn; /* of the lower bound, whose step the buffers are listed for */
-    Buffer *buffer; /* alive then, largest first */
+    Buffer *buffer; /* alive then, most bytes first */
     int nbuffer;
 } Report;
 
@@ -40,13 +42,20 @@ static const char *const fn_name[PEFT_FN_COUNT] = {
 
 static int larger(const void *a, const void *b) {
     const Buffer *x = a, *y = b;
-    if (x->bytes != y->bytes) return x->bytes > y->bytes ? -1 : 1;
+    int64_t all_x = x->bytes * x->count, all_y = y->bytes * y->count;
+    if (all_x != all_y) return all_x > all_y ? -1 : 1;
     return x->order - y->order;
 }
 
 static void add_buffer(Report *r, int64_t bytes, const char *what, const char *where,
                        PeftClass class) {
-    r->buffer[r->nbuffer] = (Buffer){bytes, what, where, class, r->nbuffer};
+    for (int i = 0; i < r->nbuffer; i++) {
+        Buffer *b = &r->buffer[i];
+        if (b->bytes != bytes || b->class != class || strcmp(b->where, where) != 0) continue;
+        b->count++;
+        return;
+    }
+    r->buffer[r->nbuffer] = (Buffer){bytes, 1, what, where, class, r->nbuffer};
     r->nbuffer++;
 }
 
@@ -131,13 +140,13 @@ static void print_text(FILE *out, const Report *r) {
     print_summary(out, r);
     const PeftStep *s = peak_step(r);
     if (s)
-        fprintf(out, "\nlargest buffers alive at the peak, step %d of %s (%s%s%s):\n",
+        fprintf(out, "\nmost of what is alive at the peak, step %d of %s (%s%s%s):\n",
                 r->plan.fn[r->peak_fn].peak_step, fn_name[r->peak_fn], s->label,
                 s->where[0] ? " at " : "", s->where);
     for (int i = 0; i < r->nbuffer && i < SHOWN; i++) {
         const Buffer *b = &r->buffer[i];
-        fprintf(out, "%14" PRId64 "  %-11s  %s%s%s\n", b->bytes, mem_class_name[b->class], b->what,
-                b->where[0] ? "  " : "", b->where);
+        fprintf(out, "%4d x %12" PRId64 " bytes  %-11s  %s%s%s\n", b->count, b->bytes,
+                mem_class_name[b->class], b->what, b->where[0] ? "  " : "", b->where);
     }
 }
 
@@ -147,9 +156,10 @@ static json_t *json_buffers(const Report *r) {
     json_t *list = json_array();
     for (int i = 0; i < r->nbuffer && i < SHOWN; i++) {
         const Buffer *b = &r->buffer[i];
-        json_array_append_new(list, json_pack("{s:I, s:s, s:s, s:s}", "bytes", (json_int_t)b->bytes,
-                                              "class", mem_class_name[b->class], "what", b->what,
-                                              "where", b->where));
+        json_array_append_new(list,
+                              json_pack("{s:I, s:i, s:s, s:s, s:s}", "bytes", (json_int_t)b->bytes,
+                                        "count", b->count, "class", mem_class_name[b->class],
+                                        "what", b->what, "where", b->where));
     }
     return list;
 }

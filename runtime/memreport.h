@@ -1,5 +1,5 @@
-/* The memory report of peftc --emit=plan and ./run plan: what a program needs for batches of a given size, before it
- * runs. */
+/* The memory report of peftc --emit=plan and ./run plan: what a program needs for batches of a
+ * given size, before it runs. */
 #ifndef PEFT_MEMREPORT_H
 #define PEFT_MEMREPORT_H
 

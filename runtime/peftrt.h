@@ -110,7 +110,7 @@ typedef struct PeftVar {
     uint8_t dtype, rank, is_state, trainable, fresh, decay, init;
     double init_value; /* constant, standard deviation or bound, as `init` says */
     int64_t dim[PEFT_MAX_RANK];
-    uint8_t derived;   /* its initial value is computed by PEFT_FN_START */
+    uint8_t derived; /* its initial value is computed by PEFT_FN_START */
 } PeftVar;
 
 typedef struct PeftTemp {

@@ -58,7 +58,7 @@ static bool lower_bound(const PlanItem *item, int n, PlanSummary *out, PeftError
 
 /* ---- placement ---- */
 
-typedef enum Order { BY_SIZE, BY_LIFETIME, BY_AREA, BY_START, ORDERS } Order;
+typedef enum Order { BY_SIZE, BY_LIFETIME, BY_AREA, PEAK_FIRST, BY_START, ORDERS } Order;
 
 typedef struct Candidate { /* an item with what it is sorted by */
     double rank;           /* larger first */
@@ -75,12 +75,16 @@ typedef struct Placement {
     int64_t *offset;  /* result */
 } Placement;
 
-static double rank_of(const PlanItem *it, Order order) {
+/* PEAK_FIRST packs what is alive at the step of the lower bound (lifetimes are below 2^32 steps),
+ * then fits the rest around it. */
+static double rank_of(const PlanItem *it, Order order, int32_t peak_step) {
+    bool at_peak = it->first <= peak_step && peak_step <= it->last;
     double span = (double)it->last - it->first + 1, bytes = (double)it->bytes;
     switch (order) {
     case BY_SIZE: return bytes;
     case BY_LIFETIME: return span;
     case BY_AREA: return bytes * span;
+    case PEAK_FIRST: return at_peak ? 0x1p40 + span : span;
     default: return -(double)it->first;
     }
 }
@@ -125,10 +129,10 @@ static void insert_placed(Placement *p, int count, int i) {
 }
 
 /* Places all items in one order; the bytes needed, or `limit` when that is not undercut. */
-static int64_t place_all(Placement *p, Order order, int64_t limit) {
+static int64_t place_all(Placement *p, Order order, int32_t peak_step, int64_t limit) {
     for (int i = 0; i < p->n; i++) {
         const PlanItem *it = &p->item[i];
-        p->queue[i] = (Candidate){rank_of(it, order), it->bytes, it->first, i};
+        p->queue[i] = (Candidate){rank_of(it, order, peak_step), it->bytes, it->first, i};
     }
     qsort(p->queue, (size_t)p->n, sizeof *p->queue, placement_order);
     int64_t peak = 0;
@@ -152,7 +156,7 @@ static bool search(PlanItem *item, int n, PlanSummary *out, PeftError *err) {
     bool ok = p.queue && p.placed && p.offset;
     out->peak = INT64_MAX;
     for (Order order = 0; ok && order < ORDERS && out->peak > out->lower_bound; order++) {
-        int64_t peak = place_all(&p, order, out->peak);
+        int64_t peak = place_all(&p, order, out->peak_step, out->peak);
         if (peak >= out->peak) continue;
         out->peak = peak;
         for (int i = 0; i < n; i++) item[i].offset = p.offset[i];

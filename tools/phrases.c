@@ -47,13 +47,6 @@ WORDS(merits, "charm", "wit", "warmth", "skill", "care", "taste", "heart", "grac
       "energy", "depth", "flair");
 WORDS(faults, "mistakes", "holes", "noise", "cliches", "padding", "gloom", "fuss", "gaps",
       "nonsense", "flaws", "filler", "dead spots");
-WORDS(things, "film", "movie", "story", "book", "meal", "show", "plot", "service", "hotel", "room",
-      "cast", "script", "ending", "game", "phone", "dinner", "restaurant", "music", "acting",
-      "series", "novel", "album", "concert", "episode", "camera", "play", "soup", "dessert", "view",
-      "garden", "museum", "tour", "lecture", "screen", "keyboard", "chair", "opening", "dialogue",
-      "direction", "pace", "design", "humour", "second half", "first act", "lead actor",
-      "soundtrack", "photography", "translation", "exhibition", "performance", "breakfast",
-      "sequel", "waiter", "staging");
 WORDS(intensifiers, "very", "really", "so", "truly", "quite", "rather", "deeply", "utterly",
       "remarkably", "incredibly", "thoroughly", "plainly");
 WORDS(hedges, "i think", "perhaps", "in a way", "i suppose", "to be fair ,", "honestly ,",
@@ -74,6 +67,9 @@ WORDS(people, "i", "we", "my friends", "the critics", "most people", "the guests
 WORDS(nobody, "nobody", "no one", "few people", "hardly anyone");
 WORDS(likes, "loved", "enjoyed", "admired", "praised", "cheered", "adored");
 WORDS(dislikes, "hated", "regretted", "endured", "mocked", "resented", "suffered through");
+WORDS(refusals, "did not", "do not", "could not", "would not");
+WORDS(like, "love", "enjoy", "like", "recommend", "admire");
+WORDS(dislike, "hate", "dislike", "regret", "mind", "resent");
 WORDS(praise_after, "i loved it .", "we stayed until the end .", "i will come back .",
       "go and see for yourself .", "five stars .", "i told all my friends .", "it made my week .",
       "worth every penny .", "i smiled all the way home .", "we want more of it .", "a joy .",
@@ -81,6 +77,33 @@ WORDS(praise_after, "i loved it .", "we stayed until the end .", "i will come ba
 WORDS(blame_after, "i hated it .", "we left early .", "i will not come back .", "save your money .",
       "one star .", "i warned all my friends .", "it ruined my week .", "a waste of money .",
       "i frowned all the way home .", "we want our money back .", "a pain .", "not recommended .");
+
+/* What an opinion is about: one thing and its parts. */
+WORDS(screen, "film", "movie", "series", "episode", "sequel", "documentary", "comedy", "thriller");
+WORDS(screen_parts, "plot", "cast", "script", "ending", "acting", "music", "pace", "direction",
+      "second half", "photography", "dialogue", "lead actor", "soundtrack", "first act");
+WORDS(page, "book", "novel", "story", "poem", "biography", "essay", "memoir");
+WORDS(page_parts, "plot", "ending", "style", "opening", "humour", "dialogue", "translation",
+      "last chapter", "narrator");
+WORDS(table, "meal", "dinner", "restaurant", "lunch", "breakfast", "buffet");
+WORDS(table_parts, "soup", "service", "dessert", "wine", "fish", "bread", "waiter", "menu",
+      "coffee");
+WORDS(stay, "hotel", "room", "garden", "museum", "tour", "lecture", "exhibition");
+WORDS(stay_parts, "service", "view", "guide", "bed", "staff", "lobby", "cafe", "location");
+WORDS(stage, "show", "concert", "play", "album", "opera", "musical");
+WORDS(stage_parts, "music", "staging", "singer", "band", "opening", "second half", "design",
+      "choir");
+WORDS(device, "game", "phone", "camera", "laptop", "chair", "radio");
+WORDS(device_parts, "screen", "keyboard", "design", "battery", "sound", "manual", "software");
+
+typedef struct Topic {
+    const char *const *whole, *const *parts;
+} Topic;
+
+static const Topic topics[] = {{screen, screen_parts}, {page, page_parts},
+                               {table, table_parts},   {stay, stay_parts},
+                               {stage, stage_parts},   {device, device_parts}};
+enum { TOPICS = sizeof topics / sizeof *topics };
 
 /* ---- random numbers: splitmix64 (Steele, Lea and Flood, 2014) ---- */
 
@@ -113,6 +136,7 @@ static const char *pick(const char *const *list) {
 /* ---- phrases ---- */
 
 typedef struct Text {
+    const Topic *topic;
     char s[MAX_PHRASE];
     size_t n;
 } Text;
@@ -131,32 +155,34 @@ static const char *quality(bool positive) {
 }
 
 static void subject(Text *t) {
-    add(t, chance(70) ? "the" : "this");
-    add(t, pick(things));
+    bool whole = chance(55);
+    add(t, whole && chance(50) ? "this" : "the");
+    add(t, pick(whole ? t->topic->whole : t->topic->parts));
 }
 
-static void intensify(Text *t, unsigned percent) {
-    if (chance(percent)) add(t, pick(intensifiers));
-}
-
-static void described(Text *t, bool positive) { /* "the film is very good", "what a dull film" */
+/* "the film is very good", "what a dull film" */
+static void described(Text *t, bool positive) {
     if (chance(75)) {
         subject(t);
         add(t, pick(states));
-        intensify(t, 35);
+        if (chance(35)) add(t, pick(intensifiers));
         add(t, quality(positive));
-    } else {
-        add(t, chance(50) ? "what a" : "it is a");
-        intensify(t, 20);
-        add(t, quality(positive));
-        add(t, pick(things));
+        return;
     }
+    const char *degree = chance(20) ? pick(intensifiers) : NULL, *word = quality(positive);
+    const char *next_word = degree ? degree : word;
+    bool vowel = strchr("aeiou", next_word[0]) || strcmp(next_word, "honest") == 0;
+    add(t, chance(50) ? "what" : "it is");
+    add(t, vowel ? "an" : "a");
+    if (degree) add(t, degree);
+    add(t, word);
+    add(t, pick(t->topic->whole));
 }
 
 static void denied(Text *t, bool positive) { /* "the film is never dull" */
     subject(t);
     add(t, pick(negations));
-    intensify(t, 15);
+    if (chance(15)) add(t, pick(intensifiers));
     add(t, quality(!positive));
 }
 
@@ -167,10 +193,20 @@ static void contained(Text *t, bool positive) { /* "the film lacks wit", "this b
     add(t, pick(there == positive ? merits : faults));
 }
 
-static void received(Text *t, bool positive) { /* "the critics praised it", "nobody hated it" */
+/* "the critics praised it", "nobody hated it", "i did not enjoy it" */
+static void received(Text *t, bool positive) {
     unsigned form = below(100);
-    add(t, pick(form < 65 ? people : nobody));
-    add(t, pick((form < 65) == positive ? likes : dislikes));
+    if (form < 50) {
+        add(t, pick(people));
+        add(t, pick(positive ? likes : dislikes));
+    } else if (form < 75) {
+        add(t, pick(nobody));
+        add(t, pick(positive ? dislikes : likes));
+    } else {
+        add(t, pick(people));
+        add(t, pick(refusals));
+        add(t, pick(positive ? dislike : like));
+    }
     subject(t);
 }
 
@@ -190,14 +226,14 @@ static void doubted(Text *t, bool positive) { /* "nobody could call the film dul
     add(t, quality(!positive));
 }
 
-static void foretold(Text *t, bool positive) { /* "they called it dull and were wrong" */
-    bool right = chance(50);
+static void foretold(Text *t, bool positive) { /* "they called it dull , wrongly" */
+    bool right = chance(50), called = chance(50);
     add(t, pick(people));
-    add(t, chance(50) ? "called" : "expected");
+    add(t, called ? "called" : "expected");
     subject(t);
-    add(t, "to be");
+    if (!called) add(t, "to be");
     add(t, quality(right == positive));
-    add(t, right ? "and were right" : "and were wrong");
+    add(t, right ? ", rightly" : ", wrongly");
 }
 
 /* A clause of the wanted sentiment. */
@@ -205,8 +241,8 @@ static void clause(Text *t, bool positive) {
     static const struct {
         unsigned percent;
         void (*say)(Text *, bool);
-    } forms[] = {{60, described}, {14, denied}, {8, contained}, {6, received},
-                 {4, compared},   {4, doubted}, {4, foretold}};
+    } forms[] = {{60, described}, {14, denied}, {8, contained}, {7, received},
+                 {4, compared},   {4, doubted}, {3, foretold}};
     unsigned at = below(100), form = 0;
     if (chance(20)) add(t, pick(hedges));
     while (at >= forms[form].percent) at -= forms[form++].percent;
@@ -279,7 +315,7 @@ static void write_labelled(const char *dir, const char *name, int n) {
     create(&o, dir, name);
     fputs("sentence\tlabel\n", o.f);
     for (int i = 0; i < n;) {
-        Text t = {.n = 0};
+        Text t = {.topic = &topics[below(TOPICS)]};
         bool positive = i & 1;
         opinion(&t, positive);
         if (!is_new(t.s)) continue;
@@ -293,7 +329,7 @@ static void write_text(const char *dir, const char *name, int n) {
     Output o;
     create(&o, dir, name);
     for (int i = 0; i < n;) {
-        Text t = {.n = 0};
+        Text t = {.topic = &topics[below(TOPICS)]};
         bool positive = chance(50);
         opinion(&t, positive);
         if (!is_new(t.s)) continue;
@@ -315,15 +351,20 @@ static void write_new_words(FILE *f, const char *text) {
         if (strlen(w) > 1 && is_new(w)) fprintf(f, "%s\n", w);
 }
 
+static void write_list(FILE *f, const char *const *list) {
+    for (; *list; list++) write_new_words(f, *list);
+}
+
 /* The special tokens, every printable ASCII character but capitals (texts are lower-cased) and
  * every letter and digit inside a word, so that any ASCII text can be spelled; then the words. */
 static void write_vocabulary(const char *dir) {
     WORDS(grammar,
-          "the this more less than what a it is to be called expected and were right wrong");
+          "the this more less than what a an it is to be called expected , rightly wrongly");
     static const char *const *const lists[] = {
-        grammar, good,      bad,      merits,   faults,       things,     intensifiers, hedges,
-        states,  negations, presence, absence,  links_and,    links_last, links_first,  doubts,
-        people,  nobody,    likes,    dislikes, praise_after, blame_after};
+        grammar,    good,        bad,       merits,   faults,       intensifiers,
+        hedges,     states,      negations, presence, absence,      links_and,
+        links_last, links_first, doubts,    people,   nobody,       likes,
+        dislikes,   refusals,    like,      dislike,  praise_after, blame_after};
     Output o;
     create(&o, dir, "vocab.txt");
     fputs("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n", o.f);
@@ -331,8 +372,11 @@ static void write_vocabulary(const char *dir) {
         if (c < 'A' || c > 'Z') fprintf(o.f, "%c\n", c);
     for (int c = 'a'; c <= 'z'; c++) fprintf(o.f, "##%c\n", c);
     for (int c = '0'; c <= '9'; c++) fprintf(o.f, "##%c\n", c);
-    for (size_t l = 0; l < sizeof lists / sizeof *lists; l++)
-        for (int i = 0; lists[l][i]; i++) write_new_words(o.f, lists[l][i]);
+    for (size_t l = 0; l < sizeof lists / sizeof *lists; l++) write_list(o.f, lists[l]);
+    for (size_t i = 0; i < TOPICS; i++) {
+        write_list(o.f, topics[i].whole);
+        write_list(o.f, topics[i].parts);
+    }
     finish(&o);
 }
 

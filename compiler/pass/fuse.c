@@ -116,19 +116,21 @@ static int32_t free_cost(const Fuser *f, const Node *n) {
     return cost < NEVER_FREE ? cost : NEVER_FREE;
 }
 
-/* Does a single-use elementwise chain lead from a matrix product of this pass to the node? */
-static bool on_gemm(const Fuser *f, const Node *n) {
-    if (n->op == OP_MATMUL) return true;
-    if (op_info[n->op].class != CLASS_EW || op_info[n->op].nout > 1) return false;
+/* Single-use elementwise ops on a matrix product of the same pass become its epilogue. Where two
+ * products meet, the later one goes on and reads the other's result. */
+static Node *chain_of(const Fuser *f, Node *n) {
+    Node *last = NULL;
+    if (n->op == OP_MATMUL) return n;
+    if (op_info[n->op].class != CLASS_EW || op_info[n->op].nout > 1) return NULL;
     for (int i = 0; i < n->nin; i++) {
         int k;
-        const Node *in = producer_of(n->in[i], &k);
+        Node *in = producer_of(n->in[i], &k);
         const NodeInfo *from = info_of(f, in);
-        if (from->on_gemm && from->nuser == 1 && from->pass == info_of(f, n)->pass &&
-            space_equal(in->type, n->type))
-            return true;
+        if (from->chain && from->nuser == 1 && from->pass == info_of(f, n)->pass &&
+            space_equal(in->type, n->type) && (!last || in->id > last->id))
+            last = in;
     }
-    return false;
+    return last;
 }
 
 static uint8_t first_pass(const NodePass *of, const Node *n) {
@@ -182,7 +184,7 @@ static void find_facts(Fuser *f) {
         in->pass = pass[f->live[i]->id].pass;
         in->deferred = pass[f->live[i]->id].deferred;
         in->free_cost = free_cost(f, f->live[i]);
-        in->on_gemm = on_gemm(f, f->live[i]);
+        in->chain = chain_of(f, f->live[i]);
     }
 }
 
@@ -229,7 +231,7 @@ static void add_site(Fuser *f, NodeInfo *n, int32_t k) {
                         sizeof *n->site, &n->cap_site);
     n->site[n->nsite++] = k;
     f->group[k].has_row |= has_row_reduction(n->node);
-    f->group[k].awaits_gemm |= n->on_gemm;
+    if (n->chain) f->group[k].chain = n->chain;
 }
 
 static void join_group(Fuser *f, int32_t k, NodeInfo *n) {
@@ -301,23 +303,24 @@ static const char *refuse_space(const Group *k, const NodeInfo *n, bool stored) 
     bool fits = (rows == 1 || rows == k->rows) && (cols == 1 || cols == k->cols);
     if (!fits || has_row_reduction(n->node)) return "their index spaces differ";
     bool once_a_row = rows == k->rows && rows != 1 && k->kind == PEFT_KERNEL_MAP;
-    if (stored) return once_a_row && !k->awaits_gemm ? NULL : "it is stored once, not for each row";
+    if (stored) return once_a_row && !k->chain ? NULL : "it is stored once, not for each row";
     if (once_a_row || op_info[n->node->op].flags & OPF_CHEAP) return NULL;
     return "it would be computed again for each row";
 }
 
 static const char *refuse_kind(const Group *k, const NodeInfo *n, bool stored) {
     bool row = has_row_reduction(n->node);
+    if (n->chain && k->chain && k->chain != n->node) return "it is the epilogue of another GEMM";
     switch (k->kind) {
     case PEFT_KERNEL_MAP:
-        if (row && k->awaits_gemm) return "a row reduction cannot follow a GEMM's tiles";
-        if (k->has_row && n->on_gemm) return "it is the epilogue of its GEMM";
+        if (row && k->chain) return "a row reduction cannot follow a GEMM's tiles";
+        if (k->has_row && n->chain) return "it is the epilogue of its GEMM";
         return NULL;
     case PEFT_KERNEL_GEMM: return row ? "a row reduction cannot run in a GEMM's epilogue" : NULL;
     case PEFT_KERNEL_COLUMN_SUM:
     case PEFT_KERNEL_FULL_SUM:
         if (row) return "a row reduction cannot feed a sum over rows";
-        if (n->on_gemm) return "it is the epilogue of its GEMM";
+        if (n->chain) return "it is the epilogue of its GEMM";
         return stored ? "a sum stores nothing but its result" : NULL;
     default: return "the consumer is a runtime routine";
     }
@@ -438,6 +441,8 @@ static int32_t epilogue_group(const Fuser *f, const NodeInfo *n) {
         if (f->options->skip) why = "fusion is switched off";
         if (!why && (group->has_row || group->row_out))
             why = "a row reduction cannot run in a GEMM's epilogue";
+        if (!why && group->chain && group->chain != n->node)
+            why = "it is the epilogue of another GEMM";
         if (!why && (group->rows != rows || group->cols != cols)) why = "their index spaces differ";
         if (!why && group->pass != n->pass) why = "it belongs to another pass";
         if (!why && !keeps_order(f, k, n)) why = "another user of it must run before this one";
@@ -477,17 +482,18 @@ static void place_template(Fuser *f, NodeInfo *n) {
     n->stored = true;
 }
 
-/* Visits what a column sum reads: elementwise ops of its space, three deep. */
-static int32_t shared_sum(Fuser *f, Node *n, int depth, int32_t mark) {
+/* The group of an earlier column sum that reads one of the buffers n reads: through operands that
+ * are used once and so computed in the sum. With mark >= 0, notes that this group reads them. */
+static int32_t shared_sum(Fuser *f, Node *n, int32_t mark) {
     int k;
     Node *at = producer_of(n, &k);
     NodeInfo *info = info_of(f, at);
     int32_t found = info->sum_group;
     if (mark >= 0) info->sum_group = mark;
-    if (depth == 0 || op_info[at->op].class != CLASS_EW) return found;
+    if (info->nuser != 1 || op_info[at->op].class != CLASS_EW) return found;
     for (int i = 0; i < at->nin; i++) {
         if (!space_equal(at->in[i]->type, n->type)) continue;
-        int32_t deeper = shared_sum(f, at->in[i], depth - 1, mark);
+        int32_t deeper = shared_sum(f, at->in[i], mark);
         if (deeper > found) found = deeper;
     }
     return found;
@@ -495,7 +501,7 @@ static int32_t shared_sum(Fuser *f, Node *n, int depth, int32_t mark) {
 
 /* Column sums that read the same values run over them together. */
 static void place_column_sum(Fuser *f, NodeInfo *n) {
-    int32_t k = f->options->skip ? -1 : shared_sum(f, n->node->in[0], 3, -1);
+    int32_t k = f->options->skip ? -1 : shared_sum(f, n->node->in[0], -1);
     const Group *group = k >= 0 ? &f->group[k] : NULL;
     int64_t rows, cols;
     node_space(n->node, &rows, &cols);
@@ -504,7 +510,7 @@ static void place_column_sum(Fuser *f, NodeInfo *n) {
         join_group(f, k, n);
     else
         k = new_group(f, PEFT_KERNEL_COLUMN_SUM, n);
-    shared_sum(f, n->node->in[0], 3, k);
+    shared_sum(f, n->node->in[0], k);
     n->stored = true;
 }
 

@@ -33,7 +33,8 @@ typedef struct NodeInfo {
     bool live, root; /* root: an output or an update of the function */
     bool stored;     /* gets a buffer */
     bool deferred;   /* a forward value that only later passes use */
-    bool on_gemm;    /* the last op of a single-use elementwise chain on a matrix product */
+    Node *chain; /* on a single-use elementwise chain from a matrix product: the op before it; of
+                    the product: itself; else NULL */
 } NodeInfo;
 
 typedef struct Group {
@@ -42,11 +43,12 @@ typedef struct Group {
     Node *head;   /* the node it was started for: its last one */
     int64_t rows, cols;
     uint8_t pass;
-    bool has_row;     /* contains a row reduction */
-    bool row_out;     /* stores one value a row */
-    bool awaits_gemm; /* contains part of a chain that becomes an epilogue */
-    uint64_t *down;   /* groups that depend on this one, as a bit set */
-    Node **node;      /* ascending ids */
+    bool has_row;   /* contains a row reduction */
+    bool row_out;   /* stores one value a row */
+    Node *chain;    /* the matrix product whose epilogue it is, or the next op of the chain that
+                       leads there; NULL: it is on no such chain */
+    uint64_t *down; /* groups that depend on this one, as a bit set */
+    Node **node;    /* ascending ids */
     int32_t nnode, cap_node;
 } Group;
 

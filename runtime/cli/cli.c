@@ -3,13 +3,22 @@
 #include "verbs.h"
 
 #include <stdio.h>
-#include <string.h>
+#include <stdlib.h>
+#include <unistd.h>
 
 static bool (*const run_verb[VERB_COUNT])(const PeftProgram *, const Options *, PeftError *) = {
     [VERB_ABOUT] = verb_about,     [VERB_TRAIN] = verb_train,       [VERB_EVAL] = verb_eval,
     [VERB_PREDICT] = verb_predict, [VERB_PLAN] = verb_plan,         [VERB_PROFILE] = verb_profile,
     [VERB_REPLAY] = verb_replay,   [VERB_TOKENIZE] = verb_tokenize, [VERB_DEVICES] = verb_devices,
 };
+
+/* OpenMP's threads spin for a long time at every barrier; when other programs want the processors
+ * too, a step then loses whole time slices. The bound is read before main, so the program starts
+ * itself again with one, unless the user set a policy. */
+static void bound_spinning(char **argv) {
+    if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY")) return;
+    if (setenv("GOMP_SPINCOUNT", "10000", 1) == 0) execv("/proc/self/exe", argv);
+}
 
 int peft_main(const PeftProgram *program, int argc, char **argv) {
     PeftError err = {{0}, 0};
@@ -21,6 +30,7 @@ int peft_main(const PeftProgram *program, int argc, char **argv) {
                 program->version, PEFT_PROGRAM_VERSION);
         return 1;
     }
+    bound_spinning(argv);
     bool ok = options_parse(&o, argc, argv, &err);
     if (ok && o.help) {
         options_help(o.verb, self);

@@ -220,7 +220,8 @@ static bool test_best(Run *r, RunSummary *summary, PeftError *err) {
     if (!r->s.data.test || r->p->task != PEFT_TASK_CLASSIFY) return true;
     ModelSource src = {.path = {r->o->base, r->o->out}, .n = 2};
     ModelReport report;
-    if (r->o->scratch) src = (ModelSource){.path = {r->o->out}, .n = 1};
+    /* From scratch, what an adapter's file lacks is what the seed gave before. */
+    if (r->o->scratch) src = (ModelSource){.path = {r->o->out}, .n = 1, .scratch = true};
     summary->tested = true;
     return model_load(&r->x, &src, r->s.fit.seed, &report, err) &&
            evaluate(&r->s, &r->x, r->s.data.test, "test", &summary->test, &summary->test_loss, NULL,

@@ -53,11 +53,12 @@ static Bindings bind_mini(const Graph *g, MiniBatch *m) {
     return b;
 }
 
-static void check_mini(MiniKind kind, int accumulate, bool skip_fusion, const char *skip) {
+static void check_mini(MiniKind kind, int accumulate, bool skip_fusion, const char *skip,
+                       int level) {
     Graph *g = mini_program(kind, accumulate, skip);
     MiniBatch m;
     Bindings b = bind_mini(g, &m);
-    Compiled c = compiled_open(g, skip_fusion, skip_fusion ? 1 : 3);
+    Compiled c = compiled_open(g, skip_fusion, level);
     Worst w = {0};
     if (skip_fusion)
         compare_all(&w, &c, &b, 2);
@@ -73,37 +74,37 @@ static void check_mini(MiniKind kind, int accumulate, bool skip_fusion, const ch
 
 static void full_fine_tuning(void **state) {
     (void)state;
-    check_mini(MINI_FULL, 1, false, NULL);
+    check_mini(MINI_FULL, 1, false, NULL, 3);
 }
 
 static void full_fine_tuning_unfused(void **state) {
     (void)state;
-    check_mini(MINI_FULL, 1, true, NULL);
+    check_mini(MINI_FULL, 1, true, NULL, 1);
 }
 
 static void accumulated_gradients(void **state) {
     (void)state;
-    check_mini(MINI_FULL, 2, false, NULL);
+    check_mini(MINI_FULL, 2, false, NULL, 1);
 }
 
 static void lora(void **state) {
     (void)state;
-    check_mini(MINI_LORA, 1, false, NULL);
+    check_mini(MINI_LORA, 1, false, NULL, 1);
 }
 
 static void qlora(void **state) {
     (void)state;
-    check_mini(MINI_QLORA, 1, false, NULL);
+    check_mini(MINI_QLORA, 1, false, NULL, 3);
 }
 
 static void qlora_unfused(void **state) {
     (void)state;
-    check_mini(MINI_QLORA, 1, true, NULL);
+    check_mini(MINI_QLORA, 1, true, NULL, 1);
 }
 
 static void adapters_without_passes(void **state) {
     (void)state;
-    check_mini(MINI_HOULSBY, 1, false, "all");
+    check_mini(MINI_HOULSBY, 1, false, "all", 1);
 }
 
 /* ---- the op table ---- */
