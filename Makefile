@@ -64,6 +64,8 @@ $(COMPILER_OBJ): | $(BUILD)/grammar/peft.lex.c
 
 -include $(RUNTIME_OBJ:.o=.d) $(COMPILER_OBJ:.o=.d) $(BUILD)/compiler/main.d
 
+-include tools/compare.mk docs/docs.mk
+
 .PHONY: clean
 clean:
 	rm -rf build
@@ -106,6 +108,19 @@ asan:
 .PHONY: mutants
 mutants: tests
 	tests/mutants.sh $(BUILD)
+
+# ---- benchmarks: ratios against PyTorch in the same run; PYTHON needs torch, transformers and peft ----
+
+PYTHON ?= python3
+
+build/bench/%: tests/bench/%.c build/libpeftrt.a
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -I. -Iruntime -o $@ $< build/libpeftrt.a $(LIBS)
+
+.PHONY: bench
+bench: build/peftc build/bench/bench_gemm
+	@test -n "$(BASE)" -a -n "$(DATA)" || { echo "make bench BASE=dir DATA=dir: a base model's folder and SST-2's"; exit 2; }
+	$(PYTHON) tests/bench/bench.py --base $(BASE) --data $(DATA) $(BENCH)
 
 # ---- fuzzing: libFuzzer targets on every reader, FUZZ_SECONDS each ----
 

@@ -161,11 +161,28 @@ bool exec_profile(Exec *x, PeftFn fn, PeftError *err) {
     return x->time[fn] != NULL;
 }
 
-static void note_time(StepTime *t, const PeftStep *s, bool gemm, double seconds,
-                      const int64_t *sym) {
+/* Bytes a step moves at least: every buffer it was given, once. */
+static double step_bytes(const PeftProgram *p, PeftFn fn, const PeftStep *s, const int64_t *sym) {
+    double bytes = 0;
+    for (int k = 0; k < s->narg; k++) {
+        int i = PEFT_REF_INDEX(s->arg[k]);
+        const PeftTemp *t = &p->fn[fn].temp[i];
+        const PeftVar *v = &p->var[i];
+        if (PEFT_REF_KIND(s->arg[k]) == PEFT_REF_TEMP)
+            bytes += (double)plan_bytes(t->dtype, t->rank, t->dim, sym);
+        else if (PEFT_REF_KIND(s->arg[k]) == PEFT_REF_VAR)
+            bytes += (double)plan_bytes(v->dtype, v->rank, v->dim, sym);
+    }
+    return bytes;
+}
+
+static void note_time(Exec *x, PeftFn fn, int step, double seconds, const int64_t *sym) {
+    const PeftStep *s = &x->program->fn[fn].step[step];
+    StepTime *t = &x->time[fn][step];
     t->calls++;
     t->seconds += seconds;
-    if (!gemm) return;
+    t->bytes += step_bytes(x->program, fn, s, sym);
+    if (x->program->kernel[s->kernel].kind != PEFT_KERNEL_GEMM) return;
     const PeftGemm *g = s->desc;
     t->flop += 2.0 * (double)peft_dim(g->m, sym) * (double)peft_dim(g->n, sym) *
                (double)peft_dim(g->k, sym);
@@ -197,8 +214,7 @@ bool exec_run(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT], PeftError *
         if (x->device == DEVICE_CPU) {
             double t0 = x->time[fn] ? now() : 0;
             cpu_step(x->program, s, arg, x->workspace[fn][i], full, x->threads);
-            bool gemm = x->program->kernel[s->kernel].kind == PEFT_KERNEL_GEMM;
-            if (x->time[fn]) note_time(&x->time[fn][i], s, gemm, now() - t0, full);
+            if (x->time[fn]) note_time(x, fn, i, now() - t0, full);
         }
         arg += s->narg;
     }

@@ -3,6 +3,7 @@
 #include "verbs.h"
 
 #include "../feed.h"
+#include "progress.h"
 #include "train_step.h"
 
 #include <stdio.h>
@@ -82,7 +83,34 @@ static void print_rows(const Row *rows, int n, double total, int64_t steps, bool
     if (json) printf("]");
 }
 
-static bool report(const Exec *x, int64_t steps, bool json, PeftError *err) {
+typedef struct StepTimes {
+    double median, least, most;
+} StepTimes;
+
+static int by_value(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* Runs the steps one by one; times are of whole steps, batching included. */
+static bool timed_steps(Trainer *t, int64_t n, StepTimes *out, PeftError *err) {
+    double *seconds = peft_alloc((size_t)n, sizeof *seconds, err);
+    bool ok = seconds != NULL;
+    for (int64_t i = 0; ok && i < n; i++) {
+        double start = clock_seconds();
+        ok = trainer_steps(t, 1, err);
+        seconds[i] = clock_seconds() - start;
+    }
+    if (ok) {
+        qsort(seconds, (size_t)n, sizeof *seconds, by_value);
+        *out = (StepTimes){seconds[n / 2], seconds[0], seconds[n - 1]};
+    }
+    free(seconds);
+    return ok;
+}
+
+static bool report(const Exec *x, int64_t steps, const StepTimes *times, bool json,
+                   PeftError *err) {
     static const struct {
         const char *what;
         KeyFn key;
@@ -90,16 +118,22 @@ static bool report(const Exec *x, int64_t steps, bool json, PeftError *err) {
     int most = x->program->fn[PEFT_FN_TRAIN].nstep + x->program->fn[PEFT_FN_UPDATE].nstep;
     Row *rows = peft_alloc((size_t)most, sizeof *rows, err);
     if (!rows) return false;
-    if (json) printf("{\"program\": \"%s\", \"steps\": %lld, ", x->program->name, (long long)steps);
+    if (json)
+        printf(
+            "{\"program\": \"%s\", \"steps\": %lld, \"threads\": %d, \"ms_median\": %.3f, \"ms_min\": %.3f, "
+            "\"ms_max\": %.3f, \"arena_bytes\": %lld, ",
+            x->program->name, (long long)steps, x->threads, 1e3 * times->median, 1e3 * times->least,
+            1e3 * times->most, (long long)x->plan.peak);
+    else
+        printf("%.2f ms a step (median of %lld; %.2f to %.2f), %d threads, arena %.1f MB\n",
+               1e3 * times->median, (long long)steps, 1e3 * times->least, 1e3 * times->most,
+               x->threads, (double)x->plan.peak / 1e6);
     for (int v = 0; v < 3; v++) {
         int n = 0;
         double total = 0;
         add_rows(x, PEFT_FN_TRAIN, views[v].key, rows, &n, &total);
         add_rows(x, PEFT_FN_UPDATE, views[v].key, rows, &n, &total);
         qsort(rows, (size_t)n, sizeof *rows, by_time);
-        if (v == 0 && !json)
-            printf("%.2f ms a step over %lld steps\n", 1e3 * total / (double)steps,
-                   (long long)steps);
         if (v && json) printf(", ");
         print_rows(rows, n, total, steps, json, views[v].what);
     }
@@ -120,11 +154,12 @@ bool verb_profile(const PeftProgram *p, const Options *o, PeftError *err) {
         ModelSource src = {.path = {o->base}, .n = o->scratch ? 0 : 1, .scratch = o->scratch};
         ModelReport loaded;
         Trainer t;
+        StepTimes times;
         ok = model_load(&x, &src, s.fit.seed, &loaded, err) && trainer_open(&t, &s, &x, err);
         if (ok) {
             ok = trainer_steps(&t, 2, err) && exec_profile(&x, PEFT_FN_TRAIN, err) &&
-                 exec_profile(&x, PEFT_FN_UPDATE, err) && trainer_steps(&t, steps, err) &&
-                 report(&x, steps, o->json, err);
+                 exec_profile(&x, PEFT_FN_UPDATE, err) && timed_steps(&t, steps, &times, err) &&
+                 report(&x, steps, &times, o->json, err);
             trainer_close(&t);
         }
         exec_close(&x);

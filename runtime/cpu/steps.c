@@ -26,8 +26,8 @@ static void map_rows(void *ctx, int64_t r0, int64_t r1) {
     c->kernel->map(c->arg, c->sym, r0, r1);
 }
 
-/* Enough elements in a piece that starting a thread on it pays. */
-enum { PIECE = 4096, SUM_COLUMNS = 64, SUM_CHUNK = 32768, MAX_CHUNKS = 4096 };
+/* WORTH: elements from which on handing work to other threads pays for the barrier behind it. */
+enum { PIECE = 4096, WORTH = 24576, SUM_COLUMNS = 64, SUM_CHUNK = 32768, MAX_CHUNKS = 4096 };
 
 static int64_t grain_rows(int64_t cols) {
     int64_t rows = PIECE / (cols > 0 ? cols : 1);
@@ -36,11 +36,12 @@ static int64_t grain_rows(int64_t cols) {
 
 static void run_map(const Call *c, const PeftStep *s, int threads) {
     int64_t rows = peft_dim(s->rows, c->sym), grain = grain_rows(s->cols);
-    parallel_rows(rows <= grain ? 1 : threads, rows, grain, map_rows, (void *)c);
+    parallel_rows(rows * s->cols < WORTH ? 1 : threads, rows, grain, map_rows, (void *)c);
 }
 
 static void run_column_sum(const Call *c, const PeftStep *s, int threads) {
-    parallel_rows(s->cols <= SUM_COLUMNS ? 1 : threads, s->cols, SUM_COLUMNS, map_rows, (void *)c);
+    bool alone = peft_dim(s->rows, c->sym) * s->cols < WORTH;
+    parallel_rows(alone ? 1 : threads, s->cols, SUM_COLUMNS, map_rows, (void *)c);
 }
 
 typedef struct FullSum {

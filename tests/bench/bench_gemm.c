@@ -159,8 +159,17 @@ int main(int argc, char **argv) {
     PeftError err = {0};
     if (threads < 1 || !isa_init(&err)) {
         fprintf(stderr, "bench_gemm: %s\n",
-                err.msg[0] ? err.msg : "usage: bench_gemm [threads [shape]]");
+                err.msg[0] ? err.msg : "usage: bench_gemm [threads [shape | ceiling]]");
         return 2;
+    }
+    if (argc > 2 && strcmp(argv[2], "ceiling") == 0) { /* for bench.py: GFLOP/s and nothing else */
+        double best = 0;
+        for (int i = 0; i < 5; i++) {
+            double now = ceiling(threads);
+            if (now > best) best = now;
+        }
+        printf("%.1f\n", best);
+        return 0;
     }
     void *workspace = allocate(gemm_workspace_bytes(threads));
     printf("%s, threads: %d\n", isa_name(isa_current()), threads);

@@ -1,0 +1,389 @@
+/* Finds and reads the runs of a folder. run.json comes from a disk and is checked field by field:
+ * kind, range and, for every number, that it is one. */
+#include "compare.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <limits.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "../../runtime/io/file.h"
+#include "../../runtime/io/json.h"
+
+enum { MAX_JSON = 64 << 20 };
+
+const char *const memory_class[MEMORY_CLASSES] = {
+    "weights", "gradients", "optimizer", "activations", "backward", "workspace", "inputs"};
+
+/* ---- fields ---- */
+
+typedef struct Reader {
+    const char *path; /* of the file, for messages */
+    PeftError *err;
+} Reader;
+
+/* The value at a dotted path, or NULL. */
+static json_t *lookup(json_t *root, const char *name) {
+    char part[64];
+    for (const char *at = name; root && at;) {
+        const char *dot = strchr(at, '.');
+        snprintf(part, sizeof part, "%.*s", dot ? (int)(dot - at) : (int)strlen(at), at);
+        root = json_object_get(root, part);
+        at = dot ? dot + 1 : NULL;
+    }
+    return root;
+}
+
+static bool wrong(const Reader *r, const json_t *v, const char *name, const char *expected) {
+    char shown[JSON_SHOWN];
+    if (!v) return peft_fail(r->err, "%s: %s is missing; train this run again", r->path, name);
+    return peft_fail(r->err, "%s: %s: expected %s, found %s", r->path, name, expected,
+                     json_show(v, shown));
+}
+
+static bool get_count(const Reader *r, json_t *root, const char *name, int64_t *out) {
+    json_t *v = lookup(root, name);
+    if (!json_is_integer(v) || json_integer_value(v) < 0)
+        return wrong(r, v, name, "a whole number from 0");
+    *out = json_integer_value(v);
+    return true;
+}
+
+static bool get_real(const Reader *r, json_t *root, const char *name, double most, double *out) {
+    json_t *v = lookup(root, name);
+    *out = json_is_number(v) ? json_number_value(v) : NAN;
+    if (*out >= 0 && *out <= most) return true;
+    return wrong(r, v, name, most == 1 ? "a number from 0 to 1" : "a number from 0");
+}
+
+static bool get_text(const Reader *r, json_t *root, const char *name, const char **out) {
+    json_t *v = lookup(root, name);
+    *out = json_string_value(v);
+    return *out || wrong(r, v, name, "a string");
+}
+
+/* The JSON object in a file; NULL with a message when it cannot be read. */
+static json_t *read_object(const char *path, PeftError *err) {
+    size_t n;
+    char *text = file_read(path, MAX_JSON, &n, err);
+    json_t *root = text ? json_parse(text, n, path, err) : NULL;
+    free(text);
+    return root;
+}
+
+/* ---- one run ---- */
+
+static bool check_version(const Reader *r, json_t *root, int version) {
+    json_t *v = json_object_get(root, "version");
+    char shown[JSON_SHOWN];
+    if (json_is_integer(v) && json_integer_value(v) == version) return true;
+    if (!v) return wrong(r, v, "version", "");
+    return peft_fail(r->err,
+                     "%s is of version %s and this program reads version %d; train it again, or "
+                     "compare it with the peftc that made it",
+                     r->path, json_show(v, shown), version);
+}
+
+static bool read_memory(const Reader *r, Run *run) {
+    for (int i = 0; i < MEMORY_CLASSES; i++) {
+        char name[64];
+        snprintf(name, sizeof name, "memory.planned_by_class.%s", memory_class[i]);
+        if (!get_count(r, run->root, name, &run->memory[i])) return false;
+    }
+    return get_count(r, run->root, "memory.planned_bytes", &run->planned) &&
+           get_count(r, run->root, "memory.reached_bytes", &run->reached) &&
+           get_count(r, run->root, "memory.lower_bound_bytes", &run->lower_bound);
+}
+
+static bool read_epochs(const Reader *r, Run *run) {
+    run->epochs = json_object_get(run->root, "epochs");
+    run->nepoch = (int64_t)json_array_size(run->epochs);
+    if (!run->nepoch) return wrong(r, run->epochs, "epochs", "a list of epochs");
+    if (!get_count(r, run->root, "best_epoch", &run->best_epoch)) return false;
+    if (run->best_epoch < 1 || run->best_epoch > run->nepoch)
+        return wrong(r, json_object_get(run->root, "best_epoch"), "best_epoch",
+                     "one of the epochs");
+    for (int64_t i = 0; i < run->nepoch; i++) {
+        double seconds, f1;
+        json_t *e = json_array_get(run->epochs, (size_t)i);
+        if (!get_real(r, e, "seconds", INFINITY, &seconds) ||
+            !get_real(r, e, "val_f1_macro", 1, &f1))
+            return false;
+        run->epoch_seconds += seconds;
+        run->epoch_seconds_square += seconds * seconds;
+        if (i + 1 == run->best_epoch) run->val_f1 = f1;
+    }
+    return true;
+}
+
+static bool read_fields(const Reader *r, Run *run) {
+    run->fit = json_object_get(run->root, "fit");
+    return check_version(r, run->root, RUN_VERSION) &&
+           get_text(r, run->root, "program", &run->program) &&
+           get_text(r, run->root, "source", &run->source) &&
+           get_text(r, run->root, "base", &run->base) &&
+           get_text(r, run->root, "data", &run->data) &&
+           get_text(r, run->root, "device", &run->device) &&
+           get_text(r, run->root, "instructions", &run->instructions) &&
+           get_count(r, run->root, "fit.seed", &run->seed) &&
+           get_count(r, run->root, "threads", &run->threads) &&
+           get_count(r, run->root, "trainable_params", &run->trainable) &&
+           get_count(r, run->root, "total_params", &run->total) &&
+           get_count(r, run->root, "test_rows", &run->test_rows) &&
+           get_real(r, run->root, "test_f1_macro", 1, &run->f1) &&
+           get_real(r, run->root, "test_accuracy", 1, &run->accuracy) &&
+           get_real(r, run->root, "test_loss", INFINITY, &run->loss) &&
+           get_real(r, run->root, "total_time_s", INFINITY, &run->total_time) &&
+           read_memory(r, run) && read_epochs(r, run);
+}
+
+/* ---- beside run.json ---- */
+
+static bool has_suffix(const char *name, const char *suffix) {
+    size_t n = strlen(name), k = strlen(suffix);
+    return n > k && strcmp(name + n - k, suffix) == 0;
+}
+
+/* Bytes of the safetensors files in a folder; 0 when it cannot be read. */
+static int64_t weights_on_disk(const char *dir) {
+    int64_t sum = 0;
+    DIR *d = opendir(dir);
+    for (struct dirent *e; d && (e = readdir(d));) {
+        struct stat st;
+        if (has_suffix(e->d_name, ".safetensors") && fstatat(dirfd(d), e->d_name, &st, 0) == 0)
+            sum += st.st_size;
+    }
+    if (d) closedir(d);
+    return sum;
+}
+
+static void take_line(const char *line, const char *key, char *out, size_t size) {
+    size_t n = strlen(key);
+    if (strncmp(line, key, n) != 0 || line[n] != ' ') return;
+    snprintf(out, size, "%.*s", (int)strcspn(line + n + 1, "\n"), line + n + 1);
+    for (; *out; out++)
+        if (*out < 0x20 || *out > 0x7e) *out = '?';
+}
+
+/* seedN.made: which commit and processor made the run, as `make compare` noted. */
+static void read_made(Run *run) {
+    char line[256], path[PATH_MAX];
+    if (snprintf(path, sizeof path, "%s.made", run->dir) >= (int)sizeof path) return;
+    FILE *f = fopen(path, "r");
+    while (f && fgets(line, sizeof line, f)) {
+        take_line(line, "commit", run->commit, sizeof run->commit);
+        take_line(line, "processor", run->processor, sizeof run->processor);
+    }
+    if (f) fclose(f);
+}
+
+static bool read_run(Run *run, const char *path, PeftError *err) {
+    Reader r = {path, err};
+    struct stat st;
+    run->root = read_object(path, err);
+    if (!run->root || !read_fields(&r, run)) return false;
+    if (stat(path, &st) == 0) run->finished = (int64_t)st.st_mtime;
+    run->saved_bytes = weights_on_disk(run->dir);
+    if (!run->saved_bytes)
+        return peft_fail(err, "%s holds no trained weights (*.safetensors); train this run again",
+                         run->dir);
+    read_made(run);
+    return true;
+}
+
+static void run_free(Run *run) {
+    json_decref(run->root);
+    free(run->dir);
+    memset(run, 0, sizeof *run);
+}
+
+/* ---- one variant ---- */
+
+static void variant_free(Variant *v) {
+    for (int i = 0; v && i < v->n; i++) run_free(&v->run[i]);
+    free(v);
+}
+
+static int by_seed(const void *a, const void *b) {
+    const Run *x = a, *y = b;
+    return (x->seed > y->seed) - (x->seed < y->seed);
+}
+
+/* The brief calls the NF4 variant qlora; every other key is the program's name. */
+static void set_key(Variant *v, const char *program) {
+    snprintf(v->key, sizeof v->key, "%s", strcmp(program, "qlora_r16") == 0 ? "qlora" : program);
+}
+
+/* Seeds of one variant may differ in nothing else that a mean hides. */
+static bool check_same_program(const Variant *v, const Run *run, PeftError *err) {
+    const Run *first = &v->run[0];
+    if (!v->n) return true;
+    if (run->trainable != first->trainable || run->total != first->total ||
+        run->nepoch != first->nepoch || strcmp(run->device, first->device) != 0)
+        return peft_fail(err,
+                         "%s and %s are not runs of one program with the same epochs and device; "
+                         "move one of them away",
+                         first->dir, run->dir);
+    return true;
+}
+
+/* Takes over dir. A folder without run.json is a run that is not finished yet. */
+static bool add_run(Comparison *c, Variant *v, char *dir, PeftError *err) {
+    PeftError trouble = {{0}, 0};
+    char *path = dir ? path_join(dir, "run.json", err) : NULL;
+    if (!path || !file_exists(path) || v->n == MAX_RUNS) {
+        free(dir);
+        free(path);
+        return path != NULL;
+    }
+    Run *run = &v->run[v->n];
+    memset(run, 0, sizeof *run);
+    run->dir = dir;
+    if (read_run(run, path, &trouble) && check_same_program(v, run, &trouble)) {
+        v->n++;
+    } else {
+        fprintf(stderr, "compare: left out: %s\n", trouble.msg);
+        c->broken++;
+        run_free(run);
+    }
+    free(path);
+    return true;
+}
+
+/* "seed42", not "seed42.made" beside it. */
+static bool is_run_name(const char *name) {
+    return strncmp(name, "seed", 4) == 0 && name[4] &&
+           strspn(name + 4, "0123456789") == strlen(name + 4);
+}
+
+static bool read_runs(Comparison *c, Variant *v, const char *dir, PeftError *err) {
+    struct dirent **entry;
+    int n = scandir(dir, &entry, NULL, alphasort);
+    bool ok = true;
+    for (int i = 0; i < n; i++) {
+        if (ok && is_run_name(entry[i]->d_name))
+            ok = add_run(c, v, path_join(dir, entry[i]->d_name, err), err);
+        free(entry[i]);
+    }
+    if (n >= 0) free(entry);
+    qsort(v->run, (size_t)v->n, sizeof *v->run, by_seed);
+    return ok;
+}
+
+/* ---- all of them ---- */
+
+static const char *const usual[] = {"full_ft", "lora_r8", "lora_r16", "qlora_r16", "adapters"};
+enum { USUAL = sizeof usual / sizeof *usual };
+
+static bool is_usual(const char *name) {
+    for (int i = 0; i < USUAL; i++)
+        if (strcmp(name, usual[i]) == 0) return true;
+    return false;
+}
+
+/* Names that can be keys of comparison.json. */
+static bool is_program_name(const char *name) {
+    static const char letters[] =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-";
+    static const char *const reserved[] = {"about", "baseline", "takeaways"};
+    for (int i = 0; i < 3; i++)
+        if (strcmp(name, reserved[i]) == 0) return false;
+    return strlen(name) < sizeof((Variant *)0)->key && strspn(name, letters) == strlen(name);
+}
+
+static bool add_variant(Comparison *c, const char *program, PeftError *err) {
+    if (c->n == MAX_VARIANTS)
+        return peft_fail(err, "%s: more than %d variants", c->dir, MAX_VARIANTS);
+    Variant *v = peft_zalloc(1, sizeof *v, err);
+    char *dir = v ? path_join(c->dir, program, err) : NULL;
+    if (v) set_key(v, program);
+    bool ok = dir && read_runs(c, v, dir, err);
+    free(dir);
+    if (ok && v->n)
+        c->variant[c->n++] = v;
+    else
+        variant_free(v);
+    return ok;
+}
+
+/* The five of the brief first, in its order, then whatever else was trained, by name. */
+static bool read_variants(Comparison *c, PeftError *err) {
+    struct dirent **entry;
+    int n = scandir(c->dir, &entry, NULL, alphasort);
+    if (n < 0) return peft_fail(err, "cannot read the folder %s: %s", c->dir, strerror(errno));
+    bool ok = true;
+    for (int i = 0; ok && i < USUAL; i++) ok = add_variant(c, usual[i], err);
+    for (int i = 0; i < n; i++) {
+        const char *name = entry[i]->d_name;
+        if (ok && is_program_name(name) && !is_usual(name)) ok = add_variant(c, name, err);
+        free(entry[i]);
+    }
+    free(entry);
+    return ok;
+}
+
+/* Numbers of different tasks do not stand in one table. */
+static bool check_same_task(const Comparison *c, PeftError *err) {
+    const Run *first = c->n ? &c->variant[0]->run[0] : NULL;
+    for (int i = 0; i < c->n; i++)
+        for (int k = 0; k < c->variant[i]->n; k++) {
+            const Run *run = &c->variant[i]->run[k];
+            if (strcmp(run->base, first->base) == 0 && strcmp(run->data, first->data) == 0 &&
+                run->test_rows == first->test_rows)
+                continue;
+            return peft_fail(err,
+                             "%s (base %s, data %s, %lld test rows) and %s (base %s, data %s, "
+                             "%lld test rows) cannot be compared; move one of them away",
+                             first->dir, first->base, first->data, (long long)first->test_rows,
+                             run->dir, run->base, run->data, (long long)run->test_rows);
+        }
+    return true;
+}
+
+static bool read_baseline(Comparison *c, PeftError *err) {
+    PeftError trouble = {{0}, 0};
+    Baseline *b = &c->baseline;
+    char *path = path_join(c->dir, "baseline.json", err);
+    if (!path) return false;
+    Reader r = {path, &trouble};
+    if (file_exists(path)) {
+        b->root = read_object(path, &trouble);
+        if (!b->root || !check_version(&r, b->root, RUN_VERSION) ||
+            !get_real(&r, b->root, "f1_macro", 1, &b->f1) ||
+            !get_real(&r, b->root, "val_f1_macro", 1, &b->val_f1) ||
+            !get_real(&r, b->root, "accuracy", 1, &b->accuracy) ||
+            !get_count(&r, b->root, "trainable_params", &b->trainable)) {
+            fprintf(stderr, "compare: left out: %s\n", trouble.msg);
+            c->broken++;
+            json_decref(b->root);
+            b->root = NULL;
+        }
+    }
+    free(path);
+    return true;
+}
+
+bool comparison_read(Comparison *c, const char *dir, PeftError *err) {
+    memset(c, 0, sizeof *c);
+    c->dir = dir;
+    if (!read_variants(c, err) || !check_same_task(c, err) || !read_baseline(c, err)) return false;
+    for (int i = 0; i < c->n; i++) variant_statistics(c->variant[i]);
+    if (c->n) c->base_bytes = weights_on_disk(c->variant[0]->run[0].base);
+    return comparison_takeaways(c, err);
+}
+
+void comparison_free(Comparison *c) {
+    for (int i = 0; i < c->n; i++) variant_free(c->variant[i]);
+    for (int i = 0; i < c->nsentence; i++) free(c->sentence[i]);
+    json_decref(c->baseline.root);
+    memset(c, 0, sizeof *c);
+}
+
+const Variant *comparison_find(const Comparison *c, const char *key) {
+    for (int i = 0; i < c->n; i++)
+        if (strcmp(c->variant[i]->key, key) == 0) return c->variant[i];
+    return NULL;
+}
