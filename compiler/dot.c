@@ -67,8 +67,11 @@ static bool is_plumbing(const Node *n, int i) {
     return n->op == OP_ATTENTION_GRAD && i > 4;
 }
 
+static size_t inner_length(const Dot *d, const char *path);
+
 /* The common module of those operands for which `param` is as asked and which belong to the same
- * block as the latest of them. NULL when there is no such operand. */
+ * block as the latest of them; when they have nothing but the block in common (a residual sum), the
+ * box of the latest. NULL when there is no such operand. */
 static const char *module_of_inputs(Dot *d, const Node *n, bool param) {
     const Node *latest = NULL;
     for (int i = 0; i < n->nin; i++) {
@@ -86,6 +89,7 @@ static const char *module_of_inputs(Dot *d, const Node *n, bool param) {
         size_t same = common_prefix(path, other);
         if (same >= block && same < keep) keep = same;
     }
+    if (keep == block && path[keep]) keep = inner_length(d, path);
     return graph_printf(d->g, "%.*s", (int)keep, path);
 }
 
@@ -420,21 +424,28 @@ static void print_kernels(Dot *d) {
 
 /* ---- the whole ---- */
 
-static void print_legend(FILE *to, DotView view) {
+/* The styles that the drawing has, one below the other. */
+static void print_legend(const Dot *d) {
     static const struct {
         const char *name, *style;
-        bool backward;
     } entry[] = {
-        {"frozen", style_frozen, false},      {"trainable", style_trainable, false},
-        {"forward", style_op, false},         {"forward, trained through", style_active, false},
-        {"gradient", style_gradient, true},   {"recomputed", style_again, true},
-        {"optimizer", style_optimizer, true},
+        {"input", style_input},         {"frozen", style_frozen},
+        {"trainable", style_trainable}, {"optimizer state", style_state},
+        {"forward", style_op},          {"forward, trained through", style_active},
+        {"gradient", style_gradient},   {"recomputed", style_again},
+        {"optimizer", style_optimizer},
     };
-    fputs("  subgraph cluster_legend { label=legend; style=dotted; rank=same;\n", to);
-    for (size_t i = 0; i < sizeof entry / sizeof *entry; i++)
-        if (view != DOT_FORWARD || !entry[i].backward)
-            fprintf(to, "    legend%zu [%s label=\"%s\"];\n", i, entry[i].style, entry[i].name);
-    fputs("  }\n", to);
+    int last = -1;
+    fputs("  subgraph cluster_legend { label=legend; style=dotted;\n", d->to);
+    for (int i = 0; i < (int)(sizeof entry / sizeof *entry); i++) {
+        bool used = false;
+        for (int k = 0; k < d->nitem && !used; k++) used = d->item[k].style == entry[i].style;
+        if (!used) continue;
+        fprintf(d->to, "    legend%d [%s label=\"%s\"];\n", i, entry[i].style, entry[i].name);
+        if (last >= 0) fprintf(d->to, "    legend%d -> legend%d [style=invis];\n", last, i);
+        last = i;
+    }
+    fputs("  }\n", d->to);
 }
 
 void dot_print(FILE *to, Graph *g, const DotOptions *o) {
@@ -455,10 +466,10 @@ void dot_print(FILE *to, Graph *g, const DotOptions *o) {
           "  node [fontname=Helvetica fontsize=10 margin=\"0.08,0.04\"];\n"
           "  edge [fontname=Helvetica fontsize=8 color=\"#444444\" arrowsize=0.6];\n",
           to);
-    print_legend(to, o->view);
     if (o->view == DOT_FUSED)
         print_kernels(&d);
     else
         print_nodes(&d);
+    print_legend(&d);
     fputs("}\n", to);
 }

@@ -139,7 +139,25 @@ static bool same_method(const PeftMethod *m, const Block *patch, const char *tar
     return true;
 }
 
-/* Facts for adapter_config.json: one row per patch, arguments and last name of the target. */
+static bool ends_in(const char *path, const char *names) {
+    size_t n = strlen(path), m = strlen(names);
+    return n >= m && strcmp(path + n - m, names) == 0 && (n == m || path[n - m - 1] == '.');
+}
+
+/* What peft would call the target: as few last names of its path as no other module ends in. */
+static const char *target_name(const Elab *e, const Module *m, const bool *target, int n) {
+    const char *names = strrchr(m->path, '.');
+    names = names ? names + 1 : m->path;
+    for (int i = 0; i < n && names > m->path; i++) {
+        if (target[i] || !ends_in(e->module[i]->path, names)) continue;
+        names--; /* the dot before it: take one name more */
+        while (names > m->path && names[-1] != '.') names--;
+        i = -1;
+    }
+    return names;
+}
+
+/* Facts for adapter_config.json: one row per patch, arguments and name of the target. */
 static void count_method(Elab *e, const Block *patch, const char *target, const Env *args) {
     for (int i = 0; i < e->info->nmethod; i++)
         if (same_method(&e->info->method[i], patch, target, args)) {
@@ -175,7 +193,7 @@ static bool run_patch(Elab *e, const Stmt *s) {
             e->broken = true;
             return false;
         }
-        count_method(e, patch, e->module[i]->name, &args);
+        count_method(e, patch, target_name(e, e->module[i], target, n), &args);
         count++;
     }
     report(e, s, count, "blocks");

@@ -85,6 +85,8 @@ bool feed_batch(Exec *x, const FeedBatch *b, int64_t sym[PEFT_SYM_COUNT], PeftEr
     copy_in(x, PEFT_IN_offsets, b->offsets, b->sequences + 1);
     copy_in(x, PEFT_IN_seq_sample, b->sample, b->sequences);
     copy_in(x, PEFT_IN_labels, b->labels, b->sequences);
+    if (b->targets)
+        memcpy(exec_input(x, PEFT_IN_targets), b->targets, (size_t)b->sequences * sizeof(float));
     copy_in(x, PEFT_IN_masked_positions, b->masked_positions, b->masked);
     copy_in(x, PEFT_IN_masked_ids, b->masked_ids, b->masked);
     derive(x, b);
@@ -102,6 +104,7 @@ void feed_part(const FeedBatch *b, int s0, int s1, int32_t *offsets, int32_t *po
                         .offsets = offsets,
                         .sample = b->sample + s0,
                         .labels = b->labels ? b->labels + s0 : NULL,
+                        .targets = b->targets ? b->targets + s0 : NULL,
                         .sequences = s1 - s0,
                         .masked_positions = positions,
                         .masked_ids = b->masked ? b->masked_ids + m0 : NULL,

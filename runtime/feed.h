@@ -10,6 +10,7 @@ typedef struct FeedBatch {  /* S sequences, packed */
     const int32_t *offsets; /* [S + 1], from 0 */
     const int32_t *sample;  /* [S] data-set row of each sequence: keys its random numbers */
     const int32_t *labels;  /* [S], or NULL */
+    const float *targets;   /* [S] of a regression, or NULL */
     int32_t sequences;
     const int32_t *masked_positions, *masked_ids; /* [masked], or NULL */
     int32_t masked;

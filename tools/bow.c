@@ -167,12 +167,12 @@ static bool parse(Arguments *a, int argc, char **argv) {
 
 static bool write_result(const Arguments *a, const Model *m, const SplitSet *set,
                          const Score *validation, const Score *test, PeftError *err) {
-    json_t *o =
-        json_pack("{s:i, s:s, s:s, s:I, s:I, s:i, s:i, s:f, s:f, s:f}", "version", 1, "model",
-                  "bag of words", "data", a->data, "seed", (json_int_t)a->seed, "trainable_params",
-                  (json_int_t)m->features * m->classes, "train_rows", set->train->n, "test_rows",
-                  (int)test->n, "val_f1_macro", score_macro_f1(validation), "f1_macro",
-                  score_macro_f1(test), "accuracy", score_accuracy(test));
+    json_t *o = json_pack("{s:i, s:s, s:s, s:I, s:i, s:I, s:i, s:i, s:f, s:f, s:f}", "version", 1,
+                          "model", "bag of words", "data", a->data, "seed", (json_int_t)a->seed,
+                          "classes", m->classes, "trainable_params",
+                          (json_int_t)m->features * m->classes, "train_rows", set->train->n,
+                          "test_rows", (int)test->n, "val_f1_macro", score_macro_f1(validation),
+                          "f1_macro", score_macro_f1(test), "accuracy", score_accuracy(test));
     char *text = o ? json_dumps(o, JSON_INDENT(2) | JSON_REAL_PRECISION(10)) : NULL;
     bool ok = text ? file_write_atomic(a->out, text, strlen(text), err)
                    : peft_fail(err, "cannot write %s: out of memory", a->out);

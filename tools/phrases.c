@@ -3,7 +3,7 @@
  * or a wrong report turns the words around. Hedges and intensifiers turn nothing around. As in real
  * text, words are unequally frequent, so the labelled phrases show many of them only a few times.
  *
- *   phrases DIR [--seed N]   writes into DIR, which must exist and have a folder `text`,
+ *   phrases DIR [--seed N]   writes into DIR, which must exist,
  *     train.tsv validation.tsv test.tsv   labelled phrases, none of them in two files
  *     text/train.txt text/dev.txt         unlabelled text to pre-train on: other opinions, followed
  *                                         by what they made people do
@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 enum {
     TRAIN = 6000,
@@ -277,6 +278,12 @@ static void fail(const char *path) {
     exit(1);
 }
 
+static void make_folder(const char *dir, const char *name) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    if (mkdir(path, 0777) && errno != EEXIST) fail(path);
+}
+
 typedef struct Output {
     char path[4096];
     FILE *f;
@@ -389,6 +396,7 @@ int main(int argc, char **argv) {
     write_labelled(argv[1], "test.tsv", TEST);
     write_labelled(argv[1], "validation.tsv", VALIDATION);
     write_labelled(argv[1], "train.tsv", TRAIN);
+    make_folder(argv[1], "text");
     write_text(argv[1], "text/dev.txt", TEXT_DEV);
     write_text(argv[1], "text/train.txt", TEXT);
     write_vocabulary(argv[1]);

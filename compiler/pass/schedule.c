@@ -160,6 +160,17 @@ static int output_index(const Kernel *k, const Node *value) {
     return -1;
 }
 
+/* An output is read when the function has ended: a variable would show its new value. */
+static void check_outputs(const Scheduler *s) {
+    const Function *f = &s->g->fn[s->fn];
+    for (int i = 0; i < f->nout; i++) {
+        const Node *n = buffer_of(f->out[i].node);
+        for (int k = 0; n->op == OP_VAR && k < f->nupdate; k++)
+            if (f->update[k].var == n->attr.leaf.index)
+                PANIC(n, "output %s is a variable that the function updates", f->out[i].name);
+    }
+}
+
 static void place_updates(Scheduler *s, Node *const *var_node) {
     const Function *f = &s->g->fn[s->fn];
     int32_t *copy = graph_alloc(s->g, (size_t)f->nupdate * sizeof *copy + 1);
@@ -275,6 +286,7 @@ Schedule *schedule_function(Graph *g, PeftFn fn, Kernel *const *kernel, int32_t 
     s.out = graph_alloc(g, sizeof *s.out);
     s.out->kernel = graph_alloc(g, room * sizeof *s.out->kernel);
     find_dependences(&s, kernel);
+    check_outputs(&s);
     place_updates(&s, var_node);
     order(&s, node_passes(g, fn));
     return s.out;

@@ -1,11 +1,11 @@
 /* Scheduling: puts the kernels of a function in order and decides which updates are written in
  * place.
  *
- * requires     the kernels of fuse_function
- * gives        an order in which every kernel comes after those it reads from, and every kernel
- * that writes a variable after all that read its old value; out[] of a kernel names the variable
- * (an OP_VAR node) where its result is written into the variable's storage leaves alone the code of
- * the kernels
+ * requires     the kernels of fuse_function; no output that is a variable which the function
+ * updates gives        an order in which every kernel comes after those it reads from, and every
+ * kernel that writes a variable after all that read its old value; out[] of a kernel names the
+ * variable (an OP_VAR node) where its result is written into the variable's storage leaves alone
+ * the code of the kernels
  *
  * The order is stable: nodes' ids decide, so equal programs give equal schedules. It is meant to
  * keep few bytes alive: forward and backward as the graph was built; what variables and inputs

@@ -13,12 +13,14 @@
 typedef struct FixedBatch {
     FeedBatch feed;
     int32_t *tokens, *offsets, *labels, *sample, *positions, *ids;
+    float *targets;
 } FixedBatch;
 
 static void fixed_free(FixedBatch *b) {
     free(b->tokens);
     free(b->offsets);
     free(b->labels);
+    free(b->targets);
     free(b->sample);
     free(b->positions);
     free(b->ids);
@@ -41,6 +43,16 @@ static bool read_ids(const SafeTensors *st, const char *name, bool required, int
     return *out && st_read_i32(t, *out, 0, t->count, err);
 }
 
+static bool read_targets(const SafeTensors *st, int64_t sequences, float **out, PeftError *err) {
+    const StTensor *t = st_find(st, "targets");
+    if (!t) return true;
+    if (t->count != sequences)
+        return peft_fail(err, "%s: %lld targets for %lld sequences", st_path(st),
+                         (long long)t->count, (long long)sequences);
+    *out = peft_alloc((size_t)t->count, sizeof **out, err);
+    return *out && st_read_f32(t, *out, 0, t->count, err);
+}
+
 static bool fixed_read(FixedBatch *b, const char *path, PeftError *err) {
     int64_t tokens = 0, offsets = 0, labels = 0, positions = 0, ids = 0;
     memset(b, 0, sizeof *b);
@@ -58,12 +70,14 @@ static bool fixed_read(FixedBatch *b, const char *path, PeftError *err) {
         ok = peft_fail(
             err, "%s: %lld labels for %lld sequences, %lld masked positions for %lld ids", path,
             (long long)labels, (long long)offsets - 1, (long long)positions, (long long)ids);
+    ok = ok && read_targets(st, offsets - 1, &b->targets, err);
     b->sample = ok ? peft_zalloc((size_t)offsets, sizeof *b->sample, err) : NULL;
     for (int64_t s = 0; b->sample && s + 1 < offsets; s++) b->sample[s] = (int32_t)s;
     b->feed = (FeedBatch){.tokens = b->tokens,
                           .offsets = b->offsets,
                           .sample = b->sample,
                           .labels = b->labels,
+                          .targets = b->targets,
                           .sequences = (int32_t)(offsets - 1),
                           .masked_positions = b->positions,
                           .masked_ids = b->ids,

@@ -81,6 +81,13 @@ WordPiece *session_vocabulary(const PeftProgram *p, const char *base, PeftError 
 static bool check_classes(const Session *s, PeftError *err) {
     int64_t classes = s->program->config.classes;
     if (s->program->task == PEFT_TASK_MLM) return true;
+    if (s->program->task == PEFT_TASK_REGRESS) {
+        err->code = 2;
+        return peft_fail(
+            err,
+            "%s predicts a number, and data files carry class labels; only replay runs it so far",
+            s->program->name);
+    }
     if (!s->data.train->label)
         return peft_fail(err, "%s has no labels, and %s is a classifier", s->data.train->path,
                          s->program->name);

@@ -15,8 +15,8 @@ enum { WORD_MAX_CHARS = 100, WORD_MAX_BYTES = 4 * WORD_MAX_CHARS };
 
 typedef struct Word {
     const uint8_t *bytes; /* normalised UTF-8, valid until the next call */
-    int len;              /* bytes */
-    bool too_long;        /* more than WORD_MAX_CHARS characters: the rest is not in bytes */
+    int len;              /* in bytes, 1..WORD_MAX_BYTES */
+    bool too_long;        /* over WORD_MAX_CHARS code points: bytes hold its beginning only */
 } Word;
 
 typedef struct WordReader {

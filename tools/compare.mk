@@ -1,0 +1,38 @@
+# ---- the comparison: make compare [BASE=dir DATA=dir TASK= SEEDS= ...]; tools/compare.sh lists the settings ----
+
+$(BUILD)/phrases: tools/phrases.c
+	@mkdir -p $(@D)
+	$(CC) -std=gnu11 -O2 $(WARN) -o $@ $<
+
+$(BUILD)/bow $(BUILD)/half: $(BUILD)/%: tools/%.c $(BUILD)/libpeftrt.a
+	$(CC) $(CFLAGS) -o $@ $^ $(LIBS)
+
+$(BUILD)/compare: $(wildcard tools/compare/*.c) $(BUILD)/libpeftrt.a tools/compare/compare.h
+	$(CC) $(CFLAGS) -o $@ $(filter-out %.h,$^) $(LIBS)
+
+# The generated phrases; vocab.txt is the last file written.
+CORPUS := $(BUILD)/corpus
+$(CORPUS)/vocab.txt: $(BUILD)/phrases
+	@rm -rf $(CORPUS)
+	@mkdir -p $(CORPUS)
+	$(BUILD)/phrases $(CORPUS)
+
+.PHONY: phrases compare compare-tools fetch pretrain
+phrases: $(CORPUS)/vocab.txt
+
+compare-tools: $(BUILD)/peftc $(BUILD)/compare $(BUILD)/bow $(BUILD)/half $(CORPUS)/vocab.txt
+
+compare: deps
+	@$(MAKE) --no-print-directory -j$(JOBS) compare-tools >&2
+	@BUILD='$(BUILD)' BASE='$(BASE)' DATA='$(DATA)' TASK='$(TASK)' SEEDS='$(SEEDS)' PROGRAMS='$(PROGRAMS)' EPOCHS='$(EPOCHS)' \
+	  BATCH='$(BATCH)' SET='$(SET)' DEVICE='$(DEVICE)' RUNS='$(RUNS)' METRICS='$(METRICS)' AGAIN='$(AGAIN)' REPLACE='$(REPLACE)' \
+	  tools/compare.sh
+
+# A real encoder into data/minilm, without installing anything.
+fetch:
+	@tools/fetch.sh
+
+# The embedded base again, from nothing; ADOPT=1 puts it into examples/base.
+pretrain: deps
+	@$(MAKE) --no-print-directory -j$(JOBS) compare-tools >&2
+	@BUILD='$(BUILD)' RUNS='$(RUNS)' tools/pretrain.sh $(CORPUS) $(if $(ADOPT),--adopt)
