@@ -87,9 +87,6 @@ $(BUILD)/tests/%: tests/tools/%.c $(BUILD)/libpeftrt.a
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -I. -o $@ $< $(BUILD)/libpeftrt.a $(LIBS)
 
-$(BUILD)/phrases: tools/phrases.c
-	$(CC) -std=gnu11 -O2 $(WARN) -o $@ $<
-
 TOOLS := $(patsubst tests/tools/%.c,$(BUILD)/tests/%,$(wildcard tests/tools/*.c))
 
 .PHONY: tests test asan

@@ -1,4 +1,6 @@
-# ---- the comparison: make compare [BASE=dir DATA=dir TASK= SEEDS= ...]; tools/compare.sh lists the settings ----
+# ---- the comparison: make compare [BASE=dir DATA=dir TASK=name SEEDS=42,43 ...] ----
+#
+# Settings reach tools/compare.sh, which lists them, through the environment: make exports what its command line sets.
 
 $(BUILD)/phrases: tools/phrases.c
 	@mkdir -p $(@D)
@@ -23,10 +25,8 @@ phrases: $(CORPUS)/vocab.txt
 compare-tools: $(BUILD)/peftc $(BUILD)/compare $(BUILD)/bow $(BUILD)/half $(CORPUS)/vocab.txt
 
 compare: deps
-	@$(MAKE) --no-print-directory -j$(JOBS) compare-tools >&2
-	@BUILD='$(BUILD)' BASE='$(BASE)' DATA='$(DATA)' TASK='$(TASK)' SEEDS='$(SEEDS)' PROGRAMS='$(PROGRAMS)' EPOCHS='$(EPOCHS)' \
-	  BATCH='$(BATCH)' SET='$(SET)' DEVICE='$(DEVICE)' RUNS='$(RUNS)' METRICS='$(METRICS)' AGAIN='$(AGAIN)' REPLACE='$(REPLACE)' \
-	  tools/compare.sh
+	@$(MAKE) --no-print-directory -j$(THREADS) compare-tools >&2
+	@BUILD='$(BUILD)' tools/compare.sh
 
 # A real encoder into data/minilm, without installing anything.
 fetch:
@@ -34,5 +34,5 @@ fetch:
 
 # The embedded base again, from nothing; ADOPT=1 puts it into examples/base.
 pretrain: deps
-	@$(MAKE) --no-print-directory -j$(JOBS) compare-tools >&2
-	@BUILD='$(BUILD)' RUNS='$(RUNS)' tools/pretrain.sh $(CORPUS) $(if $(ADOPT),--adopt)
+	@$(MAKE) --no-print-directory -j$(THREADS) compare-tools >&2
+	@BUILD='$(BUILD)' tools/pretrain.sh $(CORPUS) $(if $(ADOPT),--adopt)

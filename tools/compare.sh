@@ -59,10 +59,10 @@ check_settings() {
 choose_data() {
     if [ -z "$DATA" ]; then
         [ "$BASE" = "$embedded" ] || die "BASE=$BASE needs DATA=DIR, the folder with the task's train.tsv and dev.tsv"
-        DATA=$build/phrases
+        DATA=$build/corpus
     fi
     if [ ! -d "$DATA" ] || [ ! -r "$DATA" ]; then die "DATA=$DATA is not a folder that can be read"; fi
-    if [ "$BASE" = "$embedded" ] && [ "$DATA" = "$build/phrases" ]; then
+    if [ "$BASE" = "$embedded" ] && [ "$DATA" = "$build/corpus" ]; then
         RUNS=${RUNS:-out/compare}
     else
         RUNS=${RUNS:-out/compare-$(basename "$BASE")-$(basename "$DATA")}
@@ -84,7 +84,7 @@ settings_of() { # PROGRAM
 
 # Words the programs learn nothing of order from; also the first to look at vocabulary and data.
 measure_baseline() {
-    "$build/tools/bow" --vocab "$BASE/vocab.txt" --data "$DATA" ${TASK:+--task "$TASK"} \
+    "$build/bow" --vocab "$BASE/vocab.txt" --data "$DATA" ${TASK:+--task "$TASK"} \
         --out "$RUNS/baseline.json" || exit 1
     classes=$(sed -n 's/.*"classes": \([0-9]*\).*/\1/p' "$RUNS/baseline.json")
 }

@@ -17,8 +17,10 @@ cp "$corpus/vocab.txt" "$out/start/"
 if [ -e "$out/mlm/run.json" ]; then
     say "pre-trained before, kept: $out/mlm (remove it to train again)"
 else
+    how=()
+    [ ! -e "$out/mlm/checkpoint" ] || how=(--resume)
     "$out/run" train --base "$out/start" --scratch --data "$corpus/text" --out "$out/mlm" \
-        ${THREADS:+--threads "$THREADS"} $([ ! -e "$out/mlm/checkpoint" ] || echo --resume)
+        ${THREADS:+--threads "$THREADS"} ${how[@]+"${how[@]}"}
 fi
 "$build/half" "$out/mlm/model.safetensors" "$out/model.safetensors"
 if [ "${2-}" = --adopt ]; then

@@ -172,7 +172,7 @@ static void print_effects(CPrinter *p) {
 static void print_columns(CPrinter *p, const char *header) {
     bool used = false;
     for (int v = 0; v < p->body->n; v++) used |= p->loops.uses[v] != 0;
-    if (!used && p->loop < p->loops.n - 1) return; /* all it does is reduce buffers */
+    if (!used && p->loop != p->loops.n - 1) return; /* all it does is reduce buffers */
     bool *outside = p->named;
     p->named = graph_alloc(p->g, (size_t)p->body->n + 1);
     memcpy(p->named, outside, (size_t)p->body->n);
@@ -317,6 +317,7 @@ static void print_epilogue(CPrinter *p) {
     p->block = "c - col";
     loop_uses(p->kernel, &p->loops, 0);
     print_columns(p, "for (int64_t c = col; c < col + n; c++)");
+    print_stores(p, false); /* a result of one column */
 }
 
 static void print_argument(CPrinter *p, int i, const Node *n, bool written) {

@@ -10,6 +10,7 @@ typedef struct Builder {
     Program *out;
     PeftKernel *kernel; /* grows with the steps */
     PeftFn fn;          /* the function being built */
+    const Schedule *schedule;
     Temps temps;
     const NodePass *pass;
 } Builder;
@@ -49,7 +50,7 @@ static int32_t reference(const Builder *b, const Node *n) {
     if (n->op == OP_VAR) return PEFT_REF_VAR | n->attr.leaf.index;
     if (n->op == OP_INPUT) return PEFT_REF_INPUT | n->attr.leaf.index;
     if (b->temps.of[n->id] >= 0) return PEFT_REF_TEMP | b->temps.of[n->id];
-    int32_t var = updated_var(b->g, b->fn, n);
+    int32_t var = updated_var(b->g, b->fn, b->schedule, n);
     if (var < 0) PANIC(n, "has no buffer");
     return PEFT_REF_VAR | var;
 }
@@ -177,6 +178,7 @@ static void build_function(Builder *b, PeftFn fn, const Schedule *s) {
     PeftFunction *f = &b->out->table.fn[fn];
     PeftStep *step = graph_alloc(b->g, (size_t)s->n * sizeof *step + 1);
     b->fn = fn;
+    b->schedule = s;
     b->temps = find_temps(b->g, fn, s, b->info->sources);
     b->pass = node_passes(b->g, fn);
     for (int i = 0; i < s->n; i++) step[i] = build_step(b, s->kernel[i], i);

@@ -231,6 +231,7 @@ static void add_site(Fuser *f, NodeInfo *n, int32_t k) {
                         sizeof *n->site, &n->cap_site);
     n->site[n->nsite++] = k;
     f->group[k].has_row |= has_row_reduction(n->node);
+    f->group[k].dropout |= n->node->op == OP_DROPOUT;
     if (n->chain) f->group[k].chain = n->chain;
 }
 
@@ -299,7 +300,9 @@ static const char *refuse_space(const Group *k, const NodeInfo *n, bool stored) 
     int64_t rows, cols;
     node_space(n->node, &rows, &cols);
     if (rows == k->rows && cols == k->cols) return NULL;
-    if (k->kind == PEFT_KERNEL_MAP && k->cols == 1 && rows == k->rows && rows != 1) return NULL;
+    if (n->node->op == OP_DROPOUT) return "dropout counts the columns of its own rows";
+    if (k->kind == PEFT_KERNEL_MAP && k->cols == 1 && rows == k->rows && rows != 1 && !k->dropout)
+        return NULL;
     bool fits = (rows == 1 || rows == k->rows) && (cols == 1 || cols == k->cols);
     if (!fits || has_row_reduction(n->node)) return "their index spaces differ";
     bool once_a_row = rows == k->rows && rows != 1 && k->kind == PEFT_KERNEL_MAP;
@@ -326,13 +329,14 @@ static const char *refuse_kind(const Group *k, const NodeInfo *n, bool stored) {
     }
 }
 
-static const char *refuse(const Fuser *f, int32_t k, const NodeInfo *n, bool stored) {
-    const Group *group = &f->group[k];
+static const char *refuse(const Fuser *f, const Use *use, const NodeInfo *n, bool stored) {
+    const Group *group = &f->group[use->group];
     if (f->options->skip) return "fusion is switched off";
+    if (use->buffer) return "its reader needs all of it in memory";
     const char *why = refuse_kind(group, n, stored);
     if (!why) why = refuse_space(group, n, stored);
     if (!why) why = refuse_pass(group, n);
-    if (!why && !keeps_order(f, k, n)) why = "another user of it must run before this one";
+    if (!why && !keeps_order(f, use->group, n)) why = "another user of it must run before this one";
     return why;
 }
 
@@ -385,13 +389,19 @@ static bool better_group(const Fuser *f, const NodeInfo *n, int32_t a, int32_t b
     return exact_a != exact_b ? exact_a : a > b;
 }
 
+static bool reads_from_memory(const NodeInfo *n, int32_t k) {
+    for (int i = 0; i < n->nuse; i++)
+        if (n->use[i].group == k && n->use[i].buffer) return true;
+    return false;
+}
+
 /* Scalars need not share anything to share a kernel: a launch is all they cost. */
 static int32_t scalar_group(const Fuser *f, const NodeInfo *n) {
     if (f->options->skip || !is_uniform(n->node)) return -1;
     for (int32_t k = f->ngroup - 1; k >= 0; k--) {
         const Group *group = &f->group[k];
         if (group->kind == PEFT_KERNEL_MAP && group->rows == 1 && group->cols == 1 &&
-            group->pass == n->pass && keeps_order(f, k, n))
+            group->pass == n->pass && !reads_from_memory(n, k) && keeps_order(f, k, n))
             return k;
     }
     return -1;
@@ -403,7 +413,7 @@ static void place_scalar_code(Fuser *f, NodeInfo *n) {
     int32_t best = -1;
     for (int i = 0; i < n->nuse; i++) {
         if (!n->use[i].value) continue;
-        const char *why = refuse(f, n->use[i].group, n, elsewhere);
+        const char *why = refuse(f, &n->use[i], n, elsewhere);
         if (why)
             remark(f, n, n->use[i].group, why);
         else if (better_group(f, n, n->use[i].group, best))
@@ -436,7 +446,7 @@ static int32_t epilogue_group(const Fuser *f, const NodeInfo *n) {
         const Group *group = &f->group[k];
         int64_t rows, cols;
         type_space(n->node->type, &rows, &cols);
-        if (!n->use[i].value || group->kind != PEFT_KERNEL_MAP) continue;
+        if (!n->use[i].value || n->use[i].buffer || group->kind != PEFT_KERNEL_MAP) continue;
         const char *why = NULL;
         if (f->options->skip) why = "fusion is switched off";
         if (!why && (group->has_row || group->row_out))

@@ -45,6 +45,7 @@ typedef struct Group {
     uint8_t pass;
     bool has_row;   /* contains a row reduction */
     bool row_out;   /* stores one value a row */
+    bool dropout;   /* contains dropout, which counts the columns of the group */
     Node *chain;    /* the matrix product whose epilogue it is, or the next op of the chain that
                        leads there; NULL: it is on no such chain */
     uint64_t *down; /* groups that depend on this one, as a bit set */

@@ -199,10 +199,21 @@ static void place_updates(Scheduler *s, Node *const *var_node) {
     }
 }
 
-int32_t updated_var(const Graph *g, PeftFn fn, const Node *value) {
+/* Is the variable written by the kernel that computes its new value, not by a copy? */
+static bool written_in_place(const Schedule *s, int32_t var) {
+    for (int i = 0; i < s->n; i++) {
+        const Kernel *k = s->kernel[i];
+        for (int j = 0; k->nnode && j < k->nout; j++)
+            if (k->out[j]->op == OP_VAR && k->out[j]->attr.leaf.index == var) return true;
+    }
+    return false;
+}
+
+int32_t updated_var(const Graph *g, PeftFn fn, const Schedule *s, const Node *value) {
     const Function *f = &g->fn[fn];
     for (int i = 0; i < f->nupdate; i++)
-        if (buffer_of(f->update[i].value) == value) return f->update[i].var;
+        if (buffer_of(f->update[i].value) == value && written_in_place(s, f->update[i].var))
+            return f->update[i].var;
     return -1;
 }
 

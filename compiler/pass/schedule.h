@@ -18,8 +18,8 @@
 
 Schedule *schedule_function(Graph *g, PeftFn fn, Kernel *const *kernel, int32_t n);
 
-/* The variable in whose storage a value lies because it is its update, or -1. Only meaningful for
- * values that no kernel of the schedule lists as its result. */
-int32_t updated_var(const Graph *g, PeftFn fn, const Node *value);
+/* The variable in whose storage a value lies because it is the variable's update, or -1. Only
+ * meaningful for values that no kernel of the schedule lists as its result. */
+int32_t updated_var(const Graph *g, PeftFn fn, const Schedule *s, const Node *value);
 
 #endif

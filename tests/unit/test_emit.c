@@ -6,6 +6,7 @@
 #include "../../compiler/op/sample.h"
 #include "../../compiler/pass.h"
 #include "mini_bert.h"
+#include "random_graph.h"
 
 /* ---- a small BERT ---- */
 
@@ -278,6 +279,23 @@ static void results_over_operands(void **state) {
     check_graph(g);
 }
 
+/* All of it together, with results over operands as the lifetimes of random graphs allow. */
+static void random_graphs(void **state) {
+    (void)state;
+    for (uint64_t seed = 1; seed <= 6; seed++) {
+        Graph *g = random_graph(seed * 100, 150);
+        Bindings b = bind_samples(g);
+        Compiled c = compiled_open(g, false, 1);
+        Worst w = {0};
+        compare_all(&w, &c, &b, 2);
+        print_message("%d kernels; worst: %s, %.1f%% of the tolerance\n", c.program->nkernel,
+                      w.what, 100 * w.share);
+        compiled_close(&c);
+        bindings_close(g, &b);
+        graph_free(g);
+    }
+}
+
 /* ---- sameness ---- */
 
 static void big_batch(MiniBatch *m, const Graph *g) {
@@ -414,6 +432,7 @@ int main(void) {
         cmocka_unit_test(wide_rows),
         cmocka_unit_test(mixed_levels),
         cmocka_unit_test(results_over_operands),
+        cmocka_unit_test(random_graphs),
         cmocka_unit_test(threads_change_no_bit),
         cmocka_unit_test(emission_is_deterministic),
         cmocka_unit_test(tables_equal_text),

@@ -2,9 +2,9 @@
  * that updates come after the last reader, and, for random graphs, that running the kernels in
  * order (their scalar code in double precision) gives what the interpreter gives. */
 #include "mini_bert.h"
+#include "random_graph.h"
 
 #include "../../compiler/kbody_eval.h"
-#include "../../compiler/op/sample.h"
 #include "../../compiler/pass.h"
 #include "../../compiler/pass/schedule.h"
 
@@ -13,6 +13,7 @@
 typedef struct Run {
     Graph *g;
     PeftFn fn;
+    const Schedule *schedule;
     const InterpEnv *env;
     RefContext c;
     double rng[4];
@@ -33,7 +34,7 @@ static RefTensor read_buffer(const Run *r, const Node *n) {
     if (at->op == OP_VAR) x = r->env->var[at->attr.leaf.index];
     if (at->op == OP_INPUT) x = r->env->input[at->attr.leaf.index];
     if (at->op == OP_INPUT && at->attr.leaf.index == PEFT_IN_rng) x.data = (double *)r->rng;
-    int32_t updated = x.data ? -1 : updated_var(r->g, r->fn, at);
+    int32_t updated = x.data ? -1 : updated_var(r->g, r->fn, r->schedule, at);
     if (updated >= 0) x = r->env->var[updated];
     if (!x.data) fail_msg("%s is read before it is written", op_info[at->op].name);
     RefTensor shaped = tensor_of(r, n->type);
@@ -111,7 +112,7 @@ static Schedule *make_schedule(Graph *g, PeftFn fn, bool skip) {
 }
 
 static void run_schedule(Run *r, Graph *g, PeftFn fn, const Schedule *s, const InterpEnv *env) {
-    *r = (Run){.g = g, .fn = fn, .env = env};
+    *r = (Run){.g = g, .fn = fn, .schedule = s, .env = env};
     r->c = (RefContext){env->sym, env->seed, env->step, env->dropout};
     r->rng[0] = (double)(int32_t)env->seed;
     r->rng[1] = (double)(int32_t)(env->seed >> 32);
@@ -151,104 +152,6 @@ static void check_schedule(Graph *g, PeftFn fn, bool skip, const InterpEnv *env)
 }
 
 /* ---- random graphs ---- */
-
-typedef struct Random {
-    Graph *g;
-    uint64_t state;
-    Node *node[256];
-    int n;
-} Random;
-
-static int below(Random *r, int n) { /* xorshift64 */
-    r->state ^= r->state << 13;
-    r->state ^= r->state >> 7;
-    r->state ^= r->state << 17;
-    return (int)(r->state % (uint64_t)n);
-}
-
-static void keep(Random *r, Node *n) {
-    if (n && r->n < 256) r->node[r->n++] = n;
-}
-
-static Node *pick(Random *r) { /* rather a late one: deep graphs */
-    int a = below(r, r->n), b = below(r, r->n);
-    return r->node[a > b ? a : b];
-}
-
-static void add_leaves(Random *r) {
-    Graph *g = r->g;
-    for (int i = 0; i < 2; i++) {
-        keep(r, sample_real(g, 2, DIM_T, 8));
-        keep(r, sample_real(g, 2, DIM_T, 1));
-        keep(r, sample_real(g, 1, 8, 0));
-        keep(r, sample_real(g, 2, 8, 8));
-    }
-    keep(r, sample_real(g, 0, 0, 0));
-    keep(r, sample_real(g, 2, 5, 8));
-    keep(r, nd1(g, OP_DEQUANT, sample_nf4(g, 8, 8, false)));
-    keep(r, sample_index(g, DIM_T, 5));
-}
-
-static Node *try_node(Random *r, OpCode op, Attr attr, Node **in) {
-    char why[256];
-    return graph_try(r->g, op, attr, in, op_info[op].nin, SPAN_NONE, why);
-}
-
-static Node *random_node(Random *r) {
-    static const OpCode ops[] = {OP_ADD,       OP_SUB,     OP_MUL,     OP_MAX,        OP_ADD,
-                                 OP_TANH,      OP_NEG,     OP_SIGMOID, OP_GELU,       OP_SOFTMAX,
-                                 OP_SUM,       OP_SUM,     OP_MATMUL,  OP_MATMUL,     OP_MATMUL,
-                                 OP_GATHER,    OP_RESHAPE, OP_DROPOUT, OP_LAYER_NORM, OP_TRANSPOSE,
-                                 OP_BROADCAST, OP_DETACH};
-    OpCode op = ops[below(r, sizeof ops / sizeof *ops)];
-    Node *in[4] = {pick(r), pick(r), pick(r), pick(r)};
-    Attr a = attr_zero();
-    if (op == OP_SUM) a.sum.axis = below(r, 3) - 1;
-    if (op == OP_MATMUL) a.matmul.trans_a = below(r, 2), a.matmul.trans_b = below(r, 2);
-    if (op == OP_RESHAPE) a = attr_to(type_f32(2, 8, 1));
-    if (op == OP_BROADCAST) a = attr_to(type_f32(2, DIM_T, 8));
-    if (op == OP_LAYER_NORM) a.norm.eps = 1e-3;
-    if (op == OP_DROPOUT) {
-        a.dropout = (__typeof__(a.dropout)){.p = 0.25, .site = r->g->nsite++};
-        in[1] = nd_input(r->g, PEFT_IN_rng);
-        in[2] = nd_input(r->g, PEFT_IN_token_sample);
-        in[3] = nd_input(r->g, PEFT_IN_positions);
-    }
-    Node *n = try_node(r, op, a, in);
-    if (n && op == OP_MATMUL) n = nd_scale(r->g, n, 0.1);
-    if (n && (op == OP_SUM || op == OP_MUL)) n = nd1(r->g, OP_TANH, n);
-    if (n && op == OP_LAYER_NORM) {
-        keep(r, nd_proj(r->g, n, 1));
-        n = nd_proj(r->g, n, 0);
-    }
-    return n;
-}
-
-/* About `size` nodes; the later half pretends to differentiate the earlier one. */
-static Graph *random_graph(uint64_t seed, int size) {
-    Random r = {.g = graph_new(), .state = seed * 0x9e3779b97f4a7c15u + 1};
-    add_leaves(&r);
-    for (int i = 0; i < 40 * size && r.n < size; i++) {
-        bool later = r.n > size / 2;
-        Origin old = graph_set_origin(r.g, (Origin){SPAN_NONE, later ? r.node[0] : NULL});
-        keep(&r, random_node(&r));
-        graph_set_origin(r.g, old);
-    }
-    for (int i = 0; i < 6; i++) {
-        Node *n = pick(&r);
-        if (op_info[buffer_of(n)->op].class == CLASS_LEAF) continue;
-        graph_output(r.g, PEFT_FN_TRAIN, graph_printf(r.g, "out.%d", i), n);
-    }
-    uint64_t updated = 0;
-    for (int i = 0; i < 200; i++) { /* updates of a few variables by values of their type */
-        int32_t v = below(&r, r.g->nvar);
-        Node *n = pick(&r);
-        if (updated >> v & 1 || n->op == OP_VAR || !type_equal(n->type, r.g->var[v].type)) continue;
-        updated |= (uint64_t)1 << v;
-        graph_update(r.g, PEFT_FN_TRAIN, v, n);
-    }
-    return r.g;
-}
 
 static void bind_random(Graph *g, InterpEnv *env) {
     *env = (InterpEnv){.seed = 7, .step = 3, .dropout = true};
@@ -511,7 +414,7 @@ static void updates_in_place(void **state) {
     assert_int_equal(s->n, 2);
     assert_true(step_of(s, y) < step_of(s, next));
     assert_ptr_equal(kernel_of(s, next)->out[0], p);
-    assert_int_equal(updated_var(g, PEFT_FN_EVAL, next), p->attr.leaf.index);
+    assert_int_equal(updated_var(g, PEFT_FN_EVAL, s, next), p->attr.leaf.index);
     graph_free(g);
 }
 
