@@ -128,7 +128,7 @@ FUZZ_LIB := $(filter-out compiler/main.c compiler/options.c,$(COMPILER_SRC)) $(R
 build/fuzz/lib.a: $(FUZZ_LIB) build/grammar/peft.lex.c
 	@mkdir -p build/fuzz/obj
 	cd build/fuzz/obj && for f in $(FUZZ_LIB:%=../../../%) ../../grammar/peft.tab.c ../../grammar/peft.lex.c; do \
-	  clang -std=gnu11 -g -O1 -fsanitize=fuzzer-no-link,address,undefined -I../../../compiler -I../../../runtime \
+	  clang -std=gnu11 -g -O1 -fsanitize=fuzzer-no-link,address,undefined -I../../.. -I../../../compiler -I../../../runtime \
 	    -I../../grammar -c $$f -o $$(echo $$f | tr / _).o || exit 1; done
 	ar qcs $@ build/fuzz/obj/*.o
 
@@ -155,3 +155,16 @@ lint:
 	@for f in $(filter %.c,$(filter compiler/% runtime/%,$(STYLED))); do \
 	  clang -std=gnu11 -fsyntax-only -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wno-unknown-attributes \
 	    -Icompiler -Iruntime -Ibuild/grammar -fopenmp $$f || exit 1; done
+
+.PHONY: help
+help:
+	@echo 'make                     build/peftc and the runtime library'
+	@echo 'make test                everything that must hold; ONLY=name for one suite'
+	@echo 'make compare             the five runs side by side; BASE=dir DATA=dir for real ones'
+	@echo 'make fetch               a real base model into data/minilm'
+	@echo 'make bench               a step against PyTorch; BASE=dir DATA=dir'
+	@echo 'make asan                make test with address and undefined-behaviour sanitizers'
+	@echo 'make mutants             negate each gradient rule: the tests must notice'
+	@echo 'make fuzz                libFuzzer on every reader, FUZZ_SECONDS each'
+	@echo 'make graphs pretrain     redo the committed pictures and the embedded base'
+	@echo 'make fmt lint clean'

@@ -253,6 +253,9 @@ static void mixed_levels(void **state) {
                  nd_sum(g, nd_sum(g, nd1(g, OP_SQUARE, nd_sum(g, a, 1)), 1), -1));
     graph_output(g, PEFT_FN_EVAL, "reshaped",
                  nd2(g, OP_ADD, nd_reshape(g, column, type_f32(2, 33, 1)), nd_const(g, 1)));
+    Node *one = nd_matmul(g, x, real(g, 1, 33), false, true); /* a product of one column */
+    graph_output(g, PEFT_FN_EVAL, "one column",
+                 nd1(g, OP_TANH, nd2(g, OP_ADD, one, sample_real(g, 1, 1, 0))));
     graph_output(g, PEFT_FN_EVAL, "constant", nd_const(g, 3));
     graph_output(g, PEFT_FN_EVAL, "filled", nd_broadcast(g, nd_const(g, 2), type_f32(2, DIM_T, 5)));
     check_graph(g);
