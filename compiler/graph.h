@@ -1,8 +1,8 @@
 /* The dataflow graph: what elaboration builds, autodiff extends, passes rewrite and emission reads.
  *
  * Nodes are immutable, typed at construction and hash-consed on (op, inputs, attributes): equal
- * expressions are one node, so common subexpressions never exist twice. Inputs have smaller ids than
- * their users: id order is a topological order. A rewrite makes new nodes; nothing is edited.
+ * expressions are one node, so common subexpressions never exist twice. Inputs have smaller ids
+ * than their users: id order is a topological order. A rewrite makes new nodes; nothing is edited.
  *
  * A shape is constant except for symbols (T tokens in the batch, S sequences, M masked positions).
  * Activations are [T, width]; there is no padding. Row vectors are written [T,1] (one value a row),
@@ -53,6 +53,7 @@ enum OpFlags {
     OPF_CHEAP = 2     /* cheaper to recompute than to keep alive for the backward pass */
 };
 
+/* clang-format off */
 /* Attributes by op family. Always zero-initialise the whole union: it is hashed and compared
  * bytewise, padding included. */
 typedef union Attr {
@@ -73,6 +74,7 @@ typedef union Attr {
     struct { double beta; } decay;                 /* BIAS_CORRECTION */
     struct { double beta1, beta2, eps; } adamw;
 } Attr;
+/* clang-format on */
 
 typedef struct Node Node;
 struct Node {
@@ -104,9 +106,9 @@ typedef struct Var {
     VarKind kind;
     Init init;
     bool trainable;
-    bool decay;   /* weight decay applies (not to biases and layer norms) */
-    bool fresh;   /* may be absent from the base weights: a new head, a patch's parameter */
-    int32_t group; /* module instance that declared it, for reports; -1 for state */
+    bool decay;        /* weight decay applies (not to biases and layer norms) */
+    bool fresh;        /* may be absent from the base weights: a new head, a patch's parameter */
+    int32_t group;     /* module instance that declared it, for reports; -1 for state */
     const char *block; /* kind of block that declared it ("linear", "lora", ...), or NULL */
     Span span;
 } Var;
@@ -137,8 +139,8 @@ typedef struct Graph {
     int32_t nbucket;
     Var *var;
     int32_t nvar;
-    int32_t nsite;               /* dropout sites handed out so far */
-    Function fn[PEFT_FN_COUNT];  /* PEFT_FN_EVAL, PEFT_FN_TRAIN, ... (peftrt.h) */
+    int32_t nsite;              /* dropout sites handed out so far */
+    Function fn[PEFT_FN_COUNT]; /* PEFT_FN_EVAL, PEFT_FN_TRAIN, ... (peftrt.h) */
 } Graph;
 
 typedef struct OpInfo {
@@ -154,7 +156,8 @@ extern const OpInfo op_info[OP_COUNT];
 
 Graph *graph_new(void);
 void graph_free(Graph *g);
-void *graph_alloc(Graph *g, size_t bytes); /* zeroed, lives as long as the graph; aborts when out of memory */
+void *graph_alloc(Graph *g,
+                  size_t bytes); /* zeroed, lives as long as the graph; aborts when out of memory */
 char *graph_printf(Graph *g, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* Makes (or finds) a node. On a type error returns NULL with the reason in `why` ("inner dimensions
@@ -163,22 +166,27 @@ Node *graph_try(Graph *g, OpCode op, Attr attr, Node *const *in, int nin, Span s
 
 /* The same for passes and gradient rules, where a type error is a bug: PANICs. */
 Node *graph_node(Graph *g, OpCode op, Attr attr, Node *const *in, int nin);
-Node *graph_stream(Graph *g, const Node *like, Node *const *in, int32_t stream); /* clone kept apart */
+Node *graph_stream(Graph *g, const Node *like, Node *const *in,
+                   int32_t stream); /* clone kept apart */
 
-int32_t graph_var(Graph *g, Var v);                            /* adds; index */
-int32_t graph_find_var(const Graph *g, const char *name);      /* -1 when absent */
+int32_t graph_var(Graph *g, Var v);                       /* adds; index */
+int32_t graph_find_var(const Graph *g, const char *name); /* -1 when absent */
 void graph_output(Graph *g, PeftFn fn, const char *name, Node *node);
 Node *graph_find_output(const Graph *g, PeftFn fn, const char *name); /* NULL when absent */
 void graph_update(Graph *g, PeftFn fn, int32_t var, Node *value);
 
-/* While set, new nodes get this span and forward node: gradient rules and rewrites inherit the line. */
-typedef struct Origin { Span span; Node *of; } Origin;
+/* While set, new nodes get this span and forward node: gradient rules and rewrites inherit the
+ * line. */
+typedef struct Origin {
+    Span span;
+    Node *of;
+} Origin;
 Origin graph_set_origin(Graph *g, Origin o); /* returns the previous one */
 
 /* Shorthands used by gradient rules, passes and elaboration (all PANIC on type errors). */
 Node *nd_const(Graph *g, double value);
 Node *nd_var(Graph *g, int32_t var);
-Node *nd_input(Graph *g, PeftInputId id);      /* a field of the batch, typed by PEFT_INPUTS */
+Node *nd_input(Graph *g, PeftInputId id); /* a field of the batch, typed by PEFT_INPUTS */
 Node *nd1(Graph *g, OpCode op, Node *a);
 Node *nd2(Graph *g, OpCode op, Node *a, Node *b);
 Node *nd_scale(Graph *g, Node *a, double by); /* a * constant */
@@ -196,8 +204,8 @@ bool type_equal(Type a, Type b);
 bool type_same_shape(Type a, Type b);
 /* Broadcast of two shapes by trailing dimensions; false when they do not fit. */
 bool type_broadcast(Type a, Type b, Type *out);
-/* Rows and columns of the index space of a type: [R,C] -> R,C; [C] -> 1,C; scalar -> 1,1; i32 [R] or
- * any rank-1 type with a symbolic dimension -> R,1. */
+/* Rows and columns of the index space of a type: [R,C] -> R,C; [C] -> 1,C; scalar -> 1,1; i32 [R]
+ * or any rank-1 type with a symbolic dimension -> R,1. */
 void type_space(Type t, int64_t *rows, int64_t *cols);
 const char *type_str(Type t, char buf[64]); /* "f32[T, 768]" */
 /* Number of elements; -1 when a dimension is symbolic. */
@@ -208,7 +216,8 @@ int64_t type_count(Type t);
 /* The nodes the roots of a function need, in id order; *n of them, from the graph's pool. */
 Node **graph_live(Graph *g, PeftFn fn, int32_t *n);
 /* Rebuilds the functions given in `mask` (bit per PeftFn), replacing every live node by what
- * `rewrite` returns for it (given its already rewritten inputs; return NULL to rebuild it as is). */
+ * `rewrite` returns for it (given its already rewritten inputs; return NULL to rebuild it as is).
+ */
 typedef Node *(*RewriteFn)(Graph *g, const Node *old, Node *const *in, void *ctx);
 bool graph_rewrite(Graph *g, unsigned mask, RewriteFn rewrite, void *ctx); /* true when changed */
 
@@ -225,10 +234,10 @@ typedef struct RefTensor { /* double-precision value for the interpreter */
 } RefTensor;
 
 typedef struct RefContext {
-    const int64_t *sym;    /* symbol values, indexed by PEFT_SYM(dim) */
+    const int64_t *sym; /* symbol values, indexed by PEFT_SYM(dim) */
     uint64_t seed;
     int32_t step;
-    bool dropout;          /* false: dropout is the identity */
+    bool dropout; /* false: dropout is the identity */
 } RefContext;
 
 typedef struct OpRules {

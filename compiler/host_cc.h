@@ -13,8 +13,8 @@ typedef struct HostCc {
     int level;           /* of optimisation, 1 to 3 */
 } HostCc;
 
-/* Calls write(file, ctx) to produce the C text, compiles and links it to `out`. Nothing is left under
- * that name unless everything worked. */
+/* Calls write(file, ctx) to produce the C text, compiles and links it to `out`. Nothing is left
+ * under that name unless everything worked. */
 bool host_cc(const char *out, const HostCc *cc, void (*write)(FILE *f, void *ctx), void *ctx,
              PeftError *err);
 

@@ -46,6 +46,7 @@ static inline int64_t peft_dim(int64_t d, const int64_t sym[PEFT_SYM_COUNT]) {
 
 /* ---- what a batch carries: INPUT nodes by name ---- */
 
+/* clang-format off */
 /*         name               dtype   rank dims         */
 #define PEFT_INPUTS(X)                                                                       \
     X(tokens, DT_I32, 1, DIM_T, 0)                /* vocabulary ids, packed */               \
