@@ -129,7 +129,7 @@ build/fuzz/lib.a: $(FUZZ_LIB) build/grammar/peft.lex.c
 	@mkdir -p build/fuzz/obj
 	cd build/fuzz/obj && for f in $(FUZZ_LIB:%=../../../%) ../../grammar/peft.tab.c ../../grammar/peft.lex.c; do \
 	  clang -std=gnu11 -g -O1 -fsanitize=fuzzer-no-link,address,undefined -I../../.. -I../../../compiler -I../../../runtime \
-	    -I../../grammar -c $$f -o $$(echo $$f | tr / _).o || exit 1; done
+	    -I../../grammar -c $$f -o $$(echo $$f | tr -d . | tr / _).o || exit 1; done
 	ar qcs $@ build/fuzz/obj/*.o
 
 build/fuzz/fuzz_%: tests/fuzz/fuzz_%.c build/fuzz/lib.a

@@ -123,6 +123,7 @@ refuse "base without weights" 1 "safetensors" "$tmp/lora_r16" train --base "$tmp
 refuse "unknown --set" 2 "did you mean fit.lr" t --set fit.lrr=1
 refuse "bad --set value" 2 "fit.epochs" t --set fit.epochs=two
 refuse "over the budget" 3 "budget" t --memory 10KB
+refuse "plan over the budget" 3 "budget" "$tmp/lora_r16" plan --base "$tmp/base" --scratch --data "$tmp/data" --memory 10KB
 refuse "finished run" 1 "--overwrite" train lora_r16 a
 refuse "nothing to resume" 1 "no checkpoint" t --resume
 refuse "no label column" 1 "label" d 'sentence\tmark\na\t1\n'
