@@ -175,15 +175,23 @@ static bool uses_patch(const PeftProgram *p, const char *const *names) {
     return false;
 }
 
-ModelLayout model_layout(const PeftProgram *p) {
-    static const char *const bottleneck[] = {"houlsby", "pfeiffer", "parallel", NULL};
-    int64_t trainable = 0, total = 0;
+ModelCount model_count(const PeftProgram *p) {
+    ModelCount c = {0};
     for (int i = 0; i < p->nvar; i++) {
         if (p->var[i].is_state) continue;
-        total += var_count(&p->var[i]);
-        if (p->var[i].trainable) trainable += var_count(&p->var[i]);
+        c.total += var_count(&p->var[i]);
+        c.tensors++;
+        if (!p->var[i].trainable) continue;
+        c.trainable += var_count(&p->var[i]);
+        c.trainable_tensors++;
     }
-    if (trainable * 2 > total) return LAYOUT_MODEL;
+    return c;
+}
+
+ModelLayout model_layout(const PeftProgram *p) {
+    static const char *const bottleneck[] = {"houlsby", "pfeiffer", "parallel", NULL};
+    ModelCount c = model_count(p);
+    if (c.trainable * 2 > c.total) return LAYOUT_MODEL;
     return uses_patch(p, bottleneck) ? LAYOUT_ADAPTER : LAYOUT_PEFT;
 }
 

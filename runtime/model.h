@@ -26,6 +26,13 @@ typedef struct ModelReport {
 bool model_load(Exec *x, const ModelSource *src, uint64_t seed, ModelReport *report,
                 PeftError *err);
 
+typedef struct ModelCount { /* logical elements, however they are stored; state does not count */
+    int64_t total, trainable;
+    int tensors, trainable_tensors;
+} ModelCount;
+
+ModelCount model_count(const PeftProgram *p);
+
 typedef enum ModelLayout {
     LAYOUT_MODEL,  /* a whole model: model.safetensors */
     LAYOUT_PEFT,   /* adapter_model.safetensors with peft's prefix */

@@ -7,27 +7,9 @@
 #include <stdio.h>
 #include <unistd.h>
 
-typedef struct Counts {
-    int64_t total, trainable;
-    int tensors, trainable_tensors;
-} Counts;
-
-static Counts count(const PeftProgram *p) {
-    Counts c = {0};
-    for (int i = 0; i < p->nvar; i++) {
-        if (p->var[i].is_state) continue;
-        c.total += var_count(&p->var[i]);
-        c.tensors++;
-        if (!p->var[i].trainable) continue;
-        c.trainable += var_count(&p->var[i]);
-        c.trainable_tensors++;
-    }
-    return c;
-}
-
 bool verb_about(const PeftProgram *p, const Options *o, PeftError *err) {
     (void)err;
-    Counts c = count(p);
+    ModelCount c = model_count(p);
     char a[32], b[32];
     double percent = c.total ? 100.0 * (double)c.trainable / (double)c.total : 0;
     if (o->json) {

@@ -11,23 +11,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void counts(const PeftProgram *p, int64_t *total, int64_t *trainable) {
-    *total = *trainable = 0;
-    for (int i = 0; i < p->nvar; i++) {
-        if (p->var[i].is_state) continue;
-        *total += var_count(&p->var[i]);
-        if (p->var[i].trainable) *trainable += var_count(&p->var[i]);
-    }
-}
-
 void summary_announce(const Session *s, const Exec *x) {
     const PeftProgram *p = s->program;
     const PeftFit *f = &s->fit;
     char a[32], b[32];
-    int64_t total, trainable;
-    counts(p, &total, &trainable);
-    fprintf(stderr, "%s: %s of %s parameters train (%.4f %%)\n", p->name, with_commas(trainable, a),
-            with_commas(total, b), 100.0 * (double)trainable / (double)total);
+    ModelCount c = model_count(p);
+    fprintf(stderr, "%s: %s of %s parameters train (%.4f %%)\n", p->name,
+            with_commas(c.trainable, a), with_commas(c.total, b),
+            100.0 * (double)c.trainable / (double)c.total);
     fprintf(stderr, "data: %d train, %d validation, %d test rows", s->data.train->n,
             s->data.validation->n, s->data.test ? s->data.test->n : 0);
     fprintf(stderr, "%s\n",
@@ -85,17 +76,16 @@ static json_t *epochs_json(const RunRecord *r, double *mean_seconds) {
 bool summary_write(const RunSummary *r, PeftError *err) {
     const Session *s = r->session;
     const PeftProgram *p = s->program;
-    int64_t total, trainable;
+    ModelCount c = model_count(p);
     double mean;
     char path[4096];
-    counts(p, &total, &trainable);
     json_t *o = json_pack(
         "{s:i, s:s, s:s, s:s?, s:s, s:s, s:s, s:i, s:I, s:I, s:f, s:o, s:o, s:o, s:i}", "version",
         1, "program", p->name, "source", p->source, "base", s->options->base, "data",
         s->options->data, "device", r->exec->device == DEVICE_CPU ? "cpu" : "null", "instructions",
         isa_name(isa_current()), "threads", r->exec->threads, "trainable_params",
-        (json_int_t)trainable, "total_params", (json_int_t)total, "trainable_percent",
-        100.0 * (double)trainable / (double)total, "fit", fit_json(&s->fit, s->total_steps),
+        (json_int_t)c.trainable, "total_params", (json_int_t)c.total, "trainable_percent",
+        100.0 * (double)c.trainable / (double)c.total, "fit", fit_json(&s->fit, s->total_steps),
         "memory", memory_json(r->exec), "epochs", epochs_json(r->record, &mean), "best_epoch",
         r->record->best + 1);
     json_object_set_new(o, "epoch_time_s", json_real(mean));
