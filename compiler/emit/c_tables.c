@@ -15,7 +15,8 @@ static const char *const dtype_name[] = {"DT_F32", "DT_I32", "DT_NF4", "DT_NF4_P
 
 /* ---- values ---- */
 
-void emit_string(FILE *out, const char *s) {
+/* A C string literal, quotes included; a line break in it starts a line of the source. */
+static void emit_string(FILE *out, const char *s) {
     fputc('"', out);
     for (; *s; s++) {
         unsigned char c = (unsigned char)*s;

@@ -75,7 +75,5 @@ bool reduces_buffer(const KBody *b, const KInstr *reduction);
 /* ---- printing ---- */
 
 void emit_kernel_c(FILE *out, Graph *g, const Code *code);
-/* A C string literal, quotes included. */
-void emit_string(FILE *out, const char *s);
 
 #endif

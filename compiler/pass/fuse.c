@@ -96,7 +96,6 @@ static void find_roots(Fuser *f) {
         Node *n = f->live[i];
         NodeInfo *in = info_of(f, n);
         in->node = n;
-        in->live = true;
         in->sum_group = in->home = in->lowered_in = -1;
         in->nuser += in->root;
         for (int k = 0; k < n->nin; k++) info_of(f, n->in[k])->nuser++;

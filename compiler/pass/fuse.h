@@ -31,6 +31,9 @@ Kernel **fuse_function(Graph *g, PeftFn fn, const FuseOptions *options, int32_t 
  * multi-result op is its PROJ node. */
 Node *buffer_of(const Node *n);
 
+/* Are two types computed and indexed over the same rows and columns? */
+bool space_equal(Type a, Type b);
+
 /* Marks the instructions of a kernel's body that its results need; live has body->n elements. */
 void kernel_live(const Kernel *k, bool *live);
 

@@ -30,11 +30,11 @@ typedef struct NodeInfo {
     int32_t
         free_cost; /* ops to compute it from variables and inputs alone; large when impossible */
     uint8_t pass;
-    bool live, root; /* root: an output or an update of the function */
-    bool stored;     /* gets a buffer */
-    bool deferred;   /* a forward value that only later passes use */
-    Node *chain; /* on a single-use elementwise chain from a matrix product: the op before it; of
-                    the product: itself; else NULL */
+    bool root;     /* an output or an update of the function */
+    bool stored;   /* gets a buffer */
+    bool deferred; /* a forward value that only later passes use */
+    Node *chain;   /* on a single-use elementwise chain from a matrix product: the op before it; of
+                      the product: itself; else NULL */
 } NodeInfo;
 
 typedef struct Group {
@@ -68,7 +68,6 @@ typedef struct Fuser {
 OperandMode operand_mode(const Fuser *f, const Node *n, int i);
 /* The op that computes a value, through views that keep the index space, and which result it is. */
 Node *producer_of(Node *n, int *k);
-bool space_equal(Type a, Type b);
 bool has_row_reduction(const Node *n);
 
 /* value: room for FUSE_RESULTS values a node, by node id. */

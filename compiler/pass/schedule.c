@@ -120,8 +120,10 @@ static bool reads_var(const Kernel *k, int32_t var) {
     return false;
 }
 
-static bool writes_in_place(const Kernel *k, int out, int32_t var) {
+static bool writes_in_place(const Kernel *k, int out, const Node *var_node) {
+    int32_t var = var_node->attr.leaf.index;
     if (k->out[out]->op == OP_VAR) return false; /* it is the update of another variable already */
+    if (!space_equal(k->out[out]->type, var_node->type)) return false; /* indexed differently */
     if (!reads_var(k, var)) return true;
     if (k->kind == PEFT_KERNEL_MAP) return reads_in_place(k, var);
     if (k->kind != PEFT_KERNEL_GEMM || out == 0) return false; /* the product itself comes first */
@@ -141,7 +143,7 @@ static void add_copy(Scheduler *s, Node *value, Node *var) {
     k->in = graph_alloc(s->g, sizeof *k->in);
     k->out = graph_alloc(s->g, sizeof *k->out);
     k->out_val = graph_alloc(s->g, sizeof *k->out_val);
-    k->in[k->nin++] = value;
+    k->in[k->nin++] = buffer_of(value);
     k->out[k->nout] = var;
     k->out_val[k->nout++] = kb_load(k->body, value);
     s->item[s->n] = (Item){.kernel = k};
@@ -179,19 +181,19 @@ static void place_updates(Scheduler *s, Node *const *var_node) {
         copy[i] = -1;
         if (s->producer[value->id] >= 0) continue;
         copy[i] = s->n;
-        add_copy(s, value, var_node[i]);
+        add_copy(s, f->update[i].value, var_node[i]);
     }
     for (int i = 0; i < f->nupdate; i++) {
         Node *value = buffer_of(f->update[i].value);
         int32_t var = f->update[i].var, k = s->producer[value->id];
         int out = k >= 0 ? output_index(s->item[k].kernel, value) : -1;
-        if (copy[i] < 0 && out >= 0 && writes_in_place(s->item[k].kernel, out, var) &&
+        if (copy[i] < 0 && out >= 0 && writes_in_place(s->item[k].kernel, out, var_node[i]) &&
             !reaches_reader(s, k, var)) {
             s->item[k].kernel->out[out] = var_node[i];
             copy[i] = k;
         } else if (copy[i] < 0) {
             copy[i] = s->n;
-            add_copy(s, value, var_node[i]);
+            add_copy(s, f->update[i].value, var_node[i]);
         }
         if (reaches_reader(s, copy[i], var))
             PANIC(value, "updates of variables depend on each other in a circle");

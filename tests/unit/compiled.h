@@ -16,6 +16,13 @@
 #include "../../runtime/exec.h"
 #include "../../runtime/io/quantize.h"
 
+/* Generated code is checked by the sanitizers that check the test. */
+#ifdef __SANITIZE_ADDRESS__
+#define SANITIZE "-fsanitize=address,undefined -fno-sanitize-recover=undefined"
+#else
+#define SANITIZE ""
+#endif
+
 typedef struct Compiled {
     Graph *g;
     Program *tables; /* what the compiler has in memory */
@@ -100,11 +107,12 @@ static inline Compiled compiled_open(Graph *g, bool skip_fusion, int level) {
     snprintf(object, sizeof object, "%s/program%d.so", scratch, count++);
     write_source(c.tables, source);
     const char *cc = getenv("CC");
-    snprintf(command, sizeof command,
-             "%s -std=gnu11 -O%d -fno-math-errno -fno-trapping-math -ffp-contract=fast -fopenmp "
-             "-Wall -Wno-unused-function -Werror -Iruntime -fPIC -shared -Dmain=generated_main "
-             "-o %s %s %s -lm -lpthread",
-             cc ? cc : "cc", level, object, source, support_object());
+    snprintf(
+        command, sizeof command,
+        "%s -std=gnu11 -O%d -fno-math-errno -fno-trapping-math -ffp-contract=fast -fopenmp "
+        "-Wall -Wno-unused-function -Werror -Iruntime -fPIC -shared -Dmain=generated_main " SANITIZE
+        " -o %s %s %s -lm -lpthread",
+        cc ? cc : "cc", level, object, source, support_object());
     run_command(command);
     load_object(&c, object);
     return c;

@@ -37,6 +37,7 @@ static inline void add_leaves(Random *r) {
         keep(r, sample_real(g, 2, DIM_T, 1));
         keep(r, sample_real(g, 1, 8, 0));
         keep(r, sample_real(g, 2, 8, 8));
+        keep(r, sample_real(g, 2, 8, 1));
     }
     keep(r, sample_real(g, 0, 0, 0));
     keep(r, sample_real(g, 2, 5, 8));

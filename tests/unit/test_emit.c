@@ -282,6 +282,16 @@ static void results_over_operands(void **state) {
     check_graph(g);
 }
 
+/* m = row norms of W, as DoRA starts: computed as [R, 1], stored as [R]. */
+static void update_through_view(void **state) {
+    (void)state;
+    Graph *g = graph_new();
+    Node *m = sample_real(g, 1, 33, 0), *w = real(g, 33, 7);
+    Node *norms = nd1(g, OP_SQRT, nd_sum(g, nd1(g, OP_SQUARE, w), 1));
+    graph_update(g, PEFT_FN_EVAL, m->attr.leaf.index, nd_reshape(g, norms, m->type));
+    check_graph(g);
+}
+
 /* All of it together, with results over operands as the lifetimes of random graphs allow. */
 static void random_graphs(void **state) {
     (void)state;
@@ -435,6 +445,7 @@ int main(void) {
         cmocka_unit_test(wide_rows),
         cmocka_unit_test(mixed_levels),
         cmocka_unit_test(results_over_operands),
+        cmocka_unit_test(update_through_view),
         cmocka_unit_test(random_graphs),
         cmocka_unit_test(threads_change_no_bit),
         cmocka_unit_test(emission_is_deterministic),
