@@ -17,7 +17,11 @@ static bool (*const run_verb[VERB_COUNT])(const PeftProgram *, const Options *, 
  * itself again with one, unless the user set a policy. */
 static void bound_spinning(char **argv) {
     if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY")) return;
-    if (setenv("GOMP_SPINCOUNT", "10000", 1) == 0) execv("/proc/self/exe", argv);
+    char self[4096]; /* by its own name, which process listings show */
+    ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (n <= 0 || setenv("GOMP_SPINCOUNT", "10000", 1) != 0) return;
+    self[n] = 0;
+    execv(self, argv);
 }
 
 int peft_main(const PeftProgram *program, int argc, char **argv) {
