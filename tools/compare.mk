@@ -6,7 +6,7 @@ $(BUILD)/phrases: tools/phrases.c
 	@mkdir -p $(@D)
 	$(CC) -std=gnu11 -O2 $(WARN) -o $@ $<
 
-$(BUILD)/bow $(BUILD)/half: $(BUILD)/%: tools/%.c $(BUILD)/libpeftrt.a
+$(BUILD)/bow $(BUILD)/half $(BUILD)/schema: $(BUILD)/%: tools/%.c $(BUILD)/libpeftrt.a
 	$(CC) $(CFLAGS) -o $@ $^ $(LIBS)
 
 $(BUILD)/compare: $(wildcard tools/compare/*.c) $(BUILD)/libpeftrt.a tools/compare/compare.h
@@ -23,6 +23,9 @@ $(CORPUS)/vocab.txt: $(BUILD)/phrases
 phrases: $(CORPUS)/vocab.txt
 
 compare-tools: $(BUILD)/peftc $(BUILD)/compare $(BUILD)/bow $(BUILD)/half $(CORPUS)/vocab.txt
+
+# tests/suites/compare.sh
+tests: compare-tools $(BUILD)/schema
 
 compare: deps
 	@$(MAKE) --no-print-directory -j$(THREADS) compare-tools >&2

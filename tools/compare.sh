@@ -119,11 +119,12 @@ describe() { # PROGRAM SEED: everything the run's result depends on
     cat "$RUNS/inputs"
 }
 
-state_of() { # PROGRAM SEED -> finished, other, interrupted or new
+state_of() { # PROGRAM SEED -> finished, broken, other, interrupted or new
     local dir=$RUNS/$1/seed$2
     if [ ! -e "$dir/run.json" ] && [ ! -e "$dir/checkpoint" ]; then echo new
     elif ! cmp -s "$dir.settings" "$dir.settings.new"; then echo other
-    elif [ -e "$dir/run.json" ]; then echo finished
+    elif [ -e "$dir/run.json" ]; then
+        if "$build/compare" --check "$dir"; then echo finished; else echo broken; fi
     else echo interrupted; fi
 }
 
@@ -140,9 +141,11 @@ train() { # PROGRAM SEED
     local dir=$RUNS/$1/seed$2 how=() set=() state s
     describe "$1" "$2" >"$dir.settings.new" || return 1
     state=$(state_of "$1" "$2")
-    if [ "$state" = other ] && [ -z "$AGAIN" ]; then
-        say "$dir was made with other settings or another version (< then, > now):"
-        diff "$dir.settings" "$dir.settings.new" 2>/dev/null | grep '^[<>]' | head -6 >&2
+    if [ -z "$AGAIN" ] && { [ "$state" = other ] || [ "$state" = broken ]; }; then
+        if [ "$state" = other ]; then
+            say "$dir was made with other settings or another version (< then, > now):"
+            diff "$dir.settings" "$dir.settings.new" 2>/dev/null | grep '^[<>]' | head -6 >&2
+        fi
         say "AGAIN=1 trains it again; RUNS=DIR keeps it and puts new runs elsewhere"
         rm -f "$dir.settings.new"
         return 1
@@ -151,7 +154,7 @@ train() { # PROGRAM SEED
     case $state in
     finished) say "finished before, kept: $dir"; return 0 ;;
     interrupted) how=(--resume) ;;
-    other) how=(--overwrite) ;;
+    other | broken) how=(--overwrite) ;;
     esac
     for s in $(settings_of "$1"); do set+=(--set "$s"); done
     "$RUNS/$1/run" train --base "$BASE" --data "$DATA" --out "$dir" --set "fit.seed=$2" \
@@ -174,7 +177,8 @@ run_all() {
         rc=$?
         for seed in ${SEEDS//,/ }; do
             n=$((n + 1))
-            say "" "[$n/$total] $program, seed $seed $(settings_of "$program" | tr "\n" " ")"
+            say ""
+            say "[$n/$total] $program, seed $seed $(settings_of "$program" | tr "\n" " ")"
             if [ $rc != 0 ]; then stop $rc "$program" "$seed"; continue; fi
             train "$program" "$seed" || { stop $? "$program" "$seed"; continue; }
             [ $n = $total ] || "$build/compare" "$RUNS" --brief >&2

@@ -16,7 +16,7 @@ enum {
     MAX_RUNS = 64,          /* seeds of one variant */
     MAX_VARIANTS = 32,
     MEMORY_CLASSES = 7,
-    MAX_SENTENCES = 80,
+    MAX_SENTENCES = 40,
 };
 
 extern const char *const memory_class[MEMORY_CLASSES]; /* in the order of the program's report */
@@ -70,6 +70,8 @@ typedef struct Comparison {
  * Complains about unreadable runs on stderr and counts them. False: nothing can be compared (the
  * folder is not there, runs of different data in it, no memory). */
 bool comparison_read(Comparison *c, const char *dir, PeftError *err);
+/* Whether dir holds a finished run that can be read. */
+bool run_check(const char *dir, PeftError *err);
 void comparison_free(Comparison *c);
 const Variant *comparison_find(const Comparison *c, const char *key); /* NULL when absent */
 

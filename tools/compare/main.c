@@ -1,7 +1,9 @@
 /* compare RUNS [--out FILE] [--replace] [--brief]
+ * compare --check RUN
  *
  * Prints the table of the finished runs in RUNS/PROGRAM/seedN on stdout and, with --out, writes
- * comparison.json. --brief: only the lines of the table, for the time between two runs.
+ * comparison.json. --brief: only the lines of the table, for the time between two runs. --check:
+ * whether one run's folder can be read.
  *
  * Exit code 0; 1 when something failed or a run had to be left out; 2 for a wrong command line. */
 #include "compare.h"
@@ -9,7 +11,7 @@
 #include <string.h>
 
 typedef struct Arguments {
-    const char *runs, *out;
+    const char *runs, *out, *check;
     bool replace, brief;
 } Arguments;
 
@@ -20,6 +22,8 @@ static bool parse(Arguments *a, int argc, char **argv) {
             a->replace = true;
         else if (strcmp(argv[i], "--brief") == 0)
             a->brief = true;
+        else if (strcmp(argv[i], "--check") == 0 && i + 1 < argc)
+            a->check = argv[++i];
         else if (strcmp(argv[i], "--out") == 0 && i + 1 < argc)
             a->out = argv[++i];
         else if (argv[i][0] != '-' && !a->runs)
@@ -27,7 +31,7 @@ static bool parse(Arguments *a, int argc, char **argv) {
         else
             return false;
     }
-    return a->runs != NULL;
+    return !a->runs != !a->check;
 }
 
 int main(int argc, char **argv) {
@@ -35,8 +39,14 @@ int main(int argc, char **argv) {
     Arguments a;
     PeftError err = {{0}, 0};
     if (!parse(&a, argc, argv)) {
-        fprintf(stderr, "usage: compare RUNS [--out comparison.json] [--replace] [--brief]\n");
+        fprintf(stderr, "usage: compare RUNS [--out comparison.json] [--replace] [--brief]\n"
+                        "       compare --check RUN\n");
         return 2;
+    }
+    if (a.check) {
+        if (run_check(a.check, &err)) return 0;
+        fprintf(stderr, "compare: error: %s\n", err.msg);
+        return 1;
     }
     bool ok = comparison_read(&c, a.runs, &err);
     if (ok) comparison_print(&c, a.brief, stdout);

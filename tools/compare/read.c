@@ -200,6 +200,16 @@ static void run_free(Run *run) {
     memset(run, 0, sizeof *run);
 }
 
+bool run_check(const char *dir, PeftError *err) {
+    Run run = {0};
+    char *path = path_join(dir, "run.json", err);
+    run.dir = strdup(dir);
+    bool ok = path && run.dir && read_run(&run, path, err);
+    free(path);
+    run_free(&run);
+    return ok;
+}
+
 /* ---- one variant ---- */
 
 static void variant_free(Variant *v) {

@@ -51,7 +51,7 @@ void variant_statistics(Variant *v) {
 
 static bool __attribute__((format(printf, 3, 4)))
 say(Comparison *c, PeftError *err, const char *fmt, ...) {
-    char text[1024];
+    char text[2048];
     va_list ap;
     va_start(ap, fmt);
     vsnprintf(text, sizeof text, fmt, ap);
@@ -68,49 +68,51 @@ static double mb(int64_t bytes) {
     return (double)bytes / 1e6;
 }
 
-static const char *seeds_text(const Variant *v, char buf[32]) {
-    snprintf(buf, 32, v->n == 1 ? "one seed" : "%d seeds", v->n);
-    return buf;
-}
-
-/* Macro F1 of v against full fine-tuning, or against another variant. */
-static bool say_quality(Comparison *c, const Variant *v, const Variant *full, PeftError *err) {
+/* "loses 1.6 points of macro F1 (0.9720 instead of 0.9880; 0.4 points can be chance)" */
+static void quality_text(const Variant *v, const Variant *full, char *out, size_t size) {
     double gap = v->f1 - full->f1, noise = hypot(v->noise, full->noise);
-    char seeds[32];
-    if (!(fabs(gap) > noise))
-        return say(c, err,
-                   "%s and %s are as good as each other within noise: macro F1 %.4f and %.4f, "
-                   "%.1f points apart where %.1f can be chance (%lld test rows, %s).",
-                   v->key, full->key, v->f1, full->f1, 100 * fabs(gap), 100 * noise,
-                   (long long)v->run[0].test_rows, seeds_text(v, seeds));
-    return say(c, err,
-               "%s %s %.1f points of macro F1 against %s: %.4f instead of %.4f, where %.1f points "
-               "can be chance (%lld test rows, %s).",
-               v->key, gap < 0 ? "loses" : "gains", 100 * fabs(gap), full->key, v->f1, full->f1,
-               100 * noise, (long long)v->run[0].test_rows, seeds_text(v, seeds));
+    if (fabs(gap) > noise)
+        snprintf(out, size,
+                 "%s %.1f points of macro F1 (%.4f instead of %.4f; %.1f points can be chance)",
+                 gap < 0 ? "loses" : "gains", 100 * fabs(gap), v->f1, full->f1, 100 * noise);
+    else
+        snprintf(out, size,
+                 "is as good within noise (macro F1 %.4f and %.4f; %.1f points can be chance)",
+                 v->f1, full->f1, 100 * noise);
 }
 
-/* Memory and time of v as shares of full fine-tuning's. */
-static bool say_cost(Comparison *c, const Variant *v, const Variant *full, PeftError *err) {
+/* Quality, memory and time of v against full fine-tuning. */
+static bool say_variant(Comparison *c, const Variant *v, const Variant *full, PeftError *err) {
     double spread = hypot(v->epoch_time_spread, full->epoch_time_spread);
     bool chance = spread > fabs(v->epoch_time - full->epoch_time);
+    char quality[256];
+    quality_text(v, full, quality, sizeof quality);
     return say(c, err,
-               "%s trains %.4f %% of its parameters in %.0f %% of the memory of %s (%.1f MB of "
-               "%.1f MB) and %.0f %% of its time per epoch (%.2f s of %.2f s%s).",
-               v->key, 100 * (double)v->run[0].trainable / (double)v->run[0].total,
-               100 * (double)v->reached / (double)full->reached, full->key, mb(v->reached),
-               mb(full->reached), 100 * v->epoch_time / full->epoch_time, v->epoch_time,
-               full->epoch_time, chance ? "; epochs differ by more than that" : "");
+               "%s against %s: %s, with %.2f %% of the trained parameters, %.0f %% of the memory "
+               "(%.1f MB of %.1f MB) and %.0f %% of the time per epoch (%.2f s of %.2f s%s).",
+               v->key, full->key, quality,
+               100 * (double)v->run[0].trainable / (double)full->run[0].trainable,
+               100 * (double)v->reached / (double)full->reached, mb(v->reached), mb(full->reached),
+               100 * v->epoch_time / full->epoch_time, v->epoch_time, full->epoch_time,
+               chance ? "; single epochs differ by more" : "");
 }
 
-static bool say_storage(Comparison *c, const Variant *v, const Variant *full, PeftError *err) {
-    if (!c->base_bytes || v->run[0].saved_bytes >= full->run[0].saved_bytes) return true;
-    double shared = mb(c->base_bytes) + TASKS * mb(v->run[0].saved_bytes);
-    double copies = TASKS * mb(full->run[0].saved_bytes);
+/* What many tasks over one base take on disk, for every variant that is smaller than a model. */
+static bool say_storage(Comparison *c, const Variant *full, PeftError *err) {
+    char list[1024] = "";
+    size_t at = 0;
+    for (int i = 0; i < c->n; i++) {
+        const Variant *v = c->variant[i];
+        if (v->run[0].saved_bytes >= full->run[0].saved_bytes) continue;
+        int n = snprintf(list + at, sizeof list - at, "%s%.1f MB (%s)", at ? ", " : "",
+                         mb(c->base_bytes) + TASKS * mb(v->run[0].saved_bytes), v->key);
+        if (n < 0 || (size_t)n >= sizeof list - at) return peft_fail(err, "too many variants");
+        at += (size_t)n;
+    }
+    if (!at || !c->base_bytes) return true;
     return say(c, err,
-               "%d tasks on disk: one base and %d times %s take %.1f MB, %d full models %.1f MB "
-               "(%.1f times as much).",
-               TASKS, TASKS, v->key, shared, TASKS, copies, copies / shared);
+               "%d tasks on disk: %.1f MB as full models; one base and %d adapters take %s.", TASKS,
+               TASKS * mb(full->run[0].saved_bytes), TASKS, list);
 }
 
 /* Which of the variants that train a part is the cheapest in what. */
@@ -145,7 +147,9 @@ static bool say_baseline(Comparison *c, PeftError *err) {
     double gap = best->f1 - c->baseline.f1;
     return say(c, err, "Counting words alone reaches macro F1 %.4f; %s reaches %.4f%s.",
                c->baseline.f1, best->key, best->f1,
-               gap > noise ? "" : ": within noise, so this task does not need an encoder");
+               gap > noise
+                   ? ""
+                   : ", which is no better within noise: these runs show no need for an encoder");
 }
 
 bool comparison_takeaways(Comparison *c, PeftError *err) {
@@ -153,9 +157,7 @@ bool comparison_takeaways(Comparison *c, PeftError *err) {
     for (int i = 0; full && i < c->n; i++) {
         const Variant *v = c->variant[i];
         if (v == full) continue;
-        if (!say_quality(c, v, full, err) || !say_cost(c, v, full, err) ||
-            !say_storage(c, v, full, err))
-            return false;
+        if (!say_variant(c, v, full, err)) return false;
     }
-    return (!full || say_best(c, full, err)) && say_baseline(c, err);
+    return (!full || (say_storage(c, full, err) && say_best(c, full, err))) && say_baseline(c, err);
 }
