@@ -24,6 +24,8 @@ BASE=${BASE:-$embedded} TASK=${TASK:-} SEEDS=${SEEDS:-42} AGAIN=${AGAIN:-} REPLA
 PROGRAMS=${PROGRAMS:-full_ft lora_r8 lora_r16 qlora_r16 adapters}
 BASE=${BASE%/} DATA=${DATA:-} DATA=${DATA%/}
 failed=''
+# Threads that spin while they wait are up to seven times slower when something else runs on the machine.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "make compare: $*"; exit 1; }
@@ -178,7 +180,7 @@ run_all() {
         for seed in ${SEEDS//,/ }; do
             n=$((n + 1))
             say ""
-            say "[$n/$total] $program, seed $seed $(settings_of "$program" | tr "\n" " ")"
+            say "[$n/$total] $program, seed $seed$(settings_of "$program" | sed "s/^/, /" | tr -d "\n")"
             if [ $rc != 0 ]; then stop $rc "$program" "$seed"; continue; fi
             train "$program" "$seed" || { stop $? "$program" "$seed"; continue; }
             [ $n = $total ] || "$build/compare" "$RUNS" --brief >&2

@@ -5,6 +5,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 build=${BUILD:-build} out=${RUNS:-out/pretrain} base=examples/base corpus=$1
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # see tools/compare.sh
 
 say() { printf '%s\n' "$*" >&2; }
 mkdir -p "$out/start"

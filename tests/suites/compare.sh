@@ -156,6 +156,8 @@ breaks negative-bytes "memory.reached_bytes: expected a whole number" 's/"reache
 breaks no-such-epoch "best_epoch: expected one of the epochs, found 3" 's/"best_epoch": 2/"best_epoch": 3/'
 good noweights; rm "$tmp/noweights/lora_r8/seed42/adapter.safetensors"
 says "a run without weights" 1 "holds no trained weights" aggregate noweights
+good base; echo '{"version": 1, "f1_macro": 2}' >"$tmp/base/baseline.json"
+says "a broken baseline" 1 "f1_macro: expected a number from 0 to 1, found 2" aggregate base
 good mixed; sed -i 's|some/data|other/data|' "$tmp/mixed/lora_r8/seed42/run.json"
 says "runs of different data" 1 "cannot be compared" aggregate mixed
 good seeds; fixture seeds lora_r8 43 0.9 2000
@@ -199,6 +201,9 @@ says "a label that is no number" 1 "test.tsv:130" env DATA="$tmp/baddata" RUNS="
 
 check "two seeds are trained and compared" tools/compare.sh
 check "comparison.json of real runs fits the schema" "$bin/schema" docs/comparison.schema.json "$tmp/made/comparison.json"
+kept_metrics() { METRICS=$tmp/metrics tools/compare.sh && cmp "$tmp/metrics/comparison.json" "$tmp/made/comparison.json" &&
+    cmp "$tmp/metrics/lora_r8/seed2/metrics.csv" "$tmp/made/lora_r8/seed2/metrics.csv"; }
+check "METRICS=DIR gets the metrics of every run" kept_metrics
 sum=$(cksum "$tmp"/made/lora_r8/seed*/run.json)
 says "finished runs are kept" 0 "finished before, kept: $tmp/made/lora_r8/seed2" tools/compare.sh
 check "untouched" test "$sum" = "$(cksum "$tmp"/made/lora_r8/seed*/run.json)"
@@ -233,7 +238,7 @@ whole() { for s in 5 6; do [ "$(grep -c '"epoch"' "$RUNS/lora_r8/seed$s/metrics.
 check "with every epoch once" whole
 
 if mkdir "$tmp/full" && mount -t tmpfs -o size=256k tmpfs "$tmp/full" 2>/dev/null; then
-    says "a full disk" 1 "No space left" env RUNS="$tmp/full" METRICS="$tmp/metrics" SEEDS=1 tools/compare.sh
+    says "a full disk" 1 "No space left" env RUNS="$tmp/full" METRICS="$tmp/metrics2" SEEDS=1 tools/compare.sh
     umount "$tmp/full"
 else
     echo "skip a full disk: cannot mount a small file system here"

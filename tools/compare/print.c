@@ -43,15 +43,15 @@ static void print_conditions(const Comparison *c, FILE *out) {
     double error =
         sqrt(v->accuracy * (1 - v->accuracy) / (double)(r->test_rows ? r->test_rows : 1));
     fprintf(out,
-            "\nbase %s, data %s (%lld test rows: one value of %.2f has a standard error of "
+            "\nbase %s, data %s (%lld test rows: an accuracy of %.2f has a standard error of "
             "%.4f)\n",
-            r->base, r->data, (long long)r->test_rows, v->f1, error);
+            r->base, r->data, (long long)r->test_rows, v->accuracy, error);
     fprintf(out, "%s",
             strcmp(r->device, "cpu") == 0 ? "measured on the CPU, so the peak is memory, not VRAM"
                                           : r->device);
-    fprintf(out, "; %s, %lld thread%s%s%s; %lld epochs, ", r->instructions, (long long)r->threads,
+    fprintf(out, "; %s, %lld thread%s%s%s; %lld epoch%s, ", r->instructions, (long long)r->threads,
             r->threads == 1 ? "" : "s", r->processor[0] ? ", " : "", r->processor,
-            (long long)r->nepoch);
+            (long long)r->nepoch, r->nepoch == 1 ? "" : "s");
     print_seeds(v, out);
     fprintf(out, "\n");
 }

@@ -145,11 +145,13 @@ static bool say_baseline(Comparison *c, PeftError *err) {
     if (!best) return true;
     double noise = hypot(best->noise, standard_error(c->baseline.accuracy, best->run[0].test_rows));
     double gap = best->f1 - c->baseline.f1;
+    const char *verdict = "";
+    if (gap < -noise)
+        verdict = ", less: in these runs the encoder has not learned the task";
+    else if (gap <= noise)
+        verdict = ", no better within noise: these runs show no need for an encoder";
     return say(c, err, "Counting words alone reaches macro F1 %.4f; %s reaches %.4f%s.",
-               c->baseline.f1, best->key, best->f1,
-               gap > noise
-                   ? ""
-                   : ", which is no better within noise: these runs show no need for an encoder");
+               c->baseline.f1, best->key, best->f1, verdict);
 }
 
 bool comparison_takeaways(Comparison *c, PeftError *err) {
