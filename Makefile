@@ -144,7 +144,7 @@ fuzz: $(FUZZERS)
 
 # ---- style ----
 
-STYLED := $(filter-out %.inc,$(wildcard compiler/*.[ch] compiler/*/*.[ch] runtime/*.[ch] runtime/*/*.[ch] tests/*/*.[ch] tools/*.c))
+STYLED := $(filter-out %.inc,$(wildcard compiler/*.[ch] compiler/*/*.[ch] runtime/*.[ch] runtime/*/*.[ch] tests/*/*.[ch] tools/*.c tools/*/*.[ch]))
 
 .PHONY: fmt lint
 fmt:
