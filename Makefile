@@ -90,7 +90,7 @@ $(BUILD)/tests/%: tests/tools/%.c $(BUILD)/libpeftrt.a
 TOOLS := $(patsubst tests/tools/%.c,$(BUILD)/tests/%,$(wildcard tests/tools/*.c))
 
 .PHONY: tests test asan
-tests: $(BUILD)/peftc $(TESTS) $(TOOLS) $(BUILD)/phrases
+tests: $(BUILD)/peftc $(TESTS) $(TOOLS)
 
 test: deps
 	@$(MAKE) --no-print-directory -j$(THREADS) tests

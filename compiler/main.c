@@ -1,6 +1,5 @@
 /* peftc's command line: a program in, an executable (or a view of it) out. The pipeline is
  * elaborate -> passes -> fuse -> schedule -> tables -> C -> host compiler. */
-#include "autodiff.h"
 #include "diag.h"
 #include "dot.h"
 #include "elaborate.h"
@@ -100,19 +99,6 @@ static bool has_trainable(const Graph *g) {
     for (int i = 0; i < g->nvar; i++)
         if (g->var[i].trainable) return true;
     return false;
-}
-
-/* A parameter that is to be trained and cannot reach the loss is a mistake of the program's. */
-static bool check_reached(Compilation *c, PeftError *err) {
-    Node *loss = graph_find_output(c->g, PEFT_FN_EVAL, "loss");
-    int32_t *var = graph_alloc(c->g, (size_t)c->g->nvar * sizeof *var + 1);
-    int n = loss ? autodiff_unreached(c->g, loss, var) : 0;
-    for (int i = 0; i < n; i++)
-        diag_error(&c->diag, c->g->var[var[i]].span,
-                   "`%s` is to be trained, and the loss does not depend on it; freeze it",
-                   c->g->var[var[i]].name);
-    if (n) err->code = 2;
-    return n == 0;
 }
 
 /* ---- from graph to schedules ---- */
@@ -257,7 +243,6 @@ static bool compile(Compilation *c, PeftError *err) {
     c->started = seconds();
     if (!(c->o->from_graph ? read_graph(c, err) : elaborate_program(c, err))) return false;
     note_time(c, "elaborate");
-    if (!c->o->from_graph && !check_reached(c, err)) return false;
     if (!run_passes(c, err)) return false;
     note_time(c, "passes");
     make_schedules(c);
