@@ -17,7 +17,7 @@ LIBS   := -ljansson -lutf8proc -lz -lm -ldl -fopenmp
 
 RUNTIME_SRC  := $(wildcard runtime/*.c runtime/*/*.c)
 COMPILER_SRC := $(filter-out compiler/main.c,$(wildcard compiler/*.c compiler/*/*.c grammar/*.c))
-RUNTIME_OBJ  := $(RUNTIME_SRC:%.c=$(BUILD)/%.o)
+RUNTIME_OBJ  := $(RUNTIME_SRC:%.c=$(BUILD)/%.o) $(BUILD)/cuda_text.o
 COMPILER_OBJ := $(COMPILER_SRC:%.c=$(BUILD)/%.o) $(BUILD)/grammar/peft.tab.o $(BUILD)/grammar/peft.lex.o
 # Headers that generated programs include; peftc finds them beside itself.
 INCLUDED     := $(wildcard runtime/*.h runtime/cpu/*.h)
@@ -48,6 +48,16 @@ $(BUILD)/%.o: %.c
 
 # Micro-kernels and row loops are where the time goes.
 $(BUILD)/runtime/cpu/%.o: OPT := $(OPT:-O2=-O3)
+
+# The CUDA source that every program's kernels are compiled behind, as a string.
+CUDA_TEXT := runtime/cuda/kernel_cuda.h runtime/cuda/templates.cu
+$(BUILD)/cuda_text.c: $(CUDA_TEXT)
+	@mkdir -p $(@D)
+	@{ echo 'extern const char cuda_text[];'; echo 'const char cuda_text[] ='; \
+	  sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/.*/    "&\\n"/' $^; echo '    ;'; } >$@
+
+$(BUILD)/cuda_text.o: $(BUILD)/cuda_text.c
+	$(CC) $(CFLAGS) -c -o $@ $<
 
 $(BUILD)/grammar/peft.tab.c: grammar/peft.y
 	@mkdir -p $(@D)
@@ -125,9 +135,10 @@ FUZZ_SECONDS ?= 60
 FUZZERS := $(patsubst tests/fuzz/%.c,build/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
 FUZZ_LIB := $(filter-out compiler/main.c compiler/options.c,$(COMPILER_SRC)) $(RUNTIME_SRC)
 
-build/fuzz/lib.a: $(FUZZ_LIB) build/grammar/peft.lex.c
+build/fuzz/lib.a: $(FUZZ_LIB) build/grammar/peft.lex.c build/cuda_text.c
 	@mkdir -p build/fuzz/obj
-	cd build/fuzz/obj && for f in $(FUZZ_LIB:%=../../../%) ../../grammar/peft.tab.c ../../grammar/peft.lex.c; do \
+	cd build/fuzz/obj && for f in $(FUZZ_LIB:%=../../../%) ../../grammar/peft.tab.c ../../grammar/peft.lex.c \
+    ../../cuda_text.c; do \
 	  clang -std=gnu11 -g -O1 -fsanitize=fuzzer-no-link,address,undefined -I../../.. -I../../../compiler -I../../../runtime \
 	    -I../../grammar -c $$f -o $$(echo $$f | tr -d . | tr / _).o || exit 1; done
 	ar qcs $@ build/fuzz/obj/*.o

@@ -231,6 +231,8 @@ static bool produce(Compilation *c, PeftError *err) {
         ok = print_dot(c, out, err);
     else if (strcmp(kind, "c") == 0)
         emit_c(out, build_tables(c));
+    else if (strcmp(kind, "cuda") == 0)
+        emit_cuda(out, build_tables(c));
     else
         ok = print_plan(c, out, err);
     ok =

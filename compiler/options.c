@@ -23,7 +23,7 @@ static const Row rows[] = {
      "classes=4, lora.rank=8, config=bert_tiny, config.layers=2, fit.lr=2e-5; the last one wins"},
     {"--model", "NAME", TEXT, offsetof(Options, model), "which model, when the file has several"},
     {"--emit", "KIND", TEXT, offsetof(Options, emit),
-     "params, plan, graph, dot or c instead of an executable"},
+     "params, plan, graph, dot, c or cuda instead of an executable"},
     {"--json", NULL, FLAG, offsetof(Options, json), "params and plan as JSON"},
     {"--tokens", "N", COUNT, offsetof(Options, tokens), "plan: tokens in the batch; default 512"},
     {"--sequences", "N", COUNT, offsetof(Options, sequences),
@@ -103,7 +103,7 @@ static bool store(Options *o, const Row *r, const char *value, PeftError *err) {
 }
 
 static bool check(const Options *o, PeftError *err) {
-    static const char *const kinds[] = {"params", "plan", "graph", "dot", "c", NULL};
+    static const char *const kinds[] = {"params", "plan", "graph", "dot", "c", "cuda", NULL};
     if (o->level > 3) return peft_fail(err, "--opt takes 1, 2 or 3");
     if (o->program && o->from_graph)
         return peft_fail(err, "give a program or --from-graph, not both");

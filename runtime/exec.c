@@ -2,6 +2,7 @@
  * are resolved once; a run only dispatches. */
 #include "exec.h"
 #include "cpu/steps.h"
+#include "cuda/device.h"
 #include "null/null.h"
 
 #include <errno.h>
@@ -86,7 +87,8 @@ bool exec_open(Exec *x, const PeftProgram *program, unsigned fn_mask, Device dev
     x->threads = threads;
     memcpy(x->train_sym, train_sym, sizeof x->train_sym);
     memcpy(x->eval_sym, eval_sym, sizeof x->eval_sym);
-    x->train_sym[PEFT_SYM_P] = x->eval_sym[PEFT_SYM_P] = threads;
+    if (device == DEVICE_CUDA) x->threads = 0;
+    x->train_sym[PEFT_SYM_P] = x->eval_sym[PEFT_SYM_P] = x->threads;
     for (int f = 0; f < PEFT_FN_COUNT; f++)
         if (program->fn[f].nstep) x->fn_mask |= (fn_mask | 1u << PEFT_FN_START) & 1u << f;
     if (device == DEVICE_CPU && !cpu_ready(err)) return false;
@@ -94,11 +96,13 @@ bool exec_open(Exec *x, const PeftProgram *program, unsigned fn_mask, Device dev
               within_budget(x, budget, err) && arena_map(x, err);
     for (int f = 0; ok && f < PEFT_FN_COUNT; f++)
         if (x->fn_mask >> f & 1) ok = resolve_function(x, (PeftFn)f, err);
+    if (ok && device == DEVICE_CUDA) ok = cuda_open(x, err);
     if (!ok) exec_close(x);
     return ok;
 }
 
 void exec_close(Exec *x) {
+    if (x->cuda) cuda_close(x);
     for (int f = 0; f < PEFT_FN_COUNT; f++) {
         free(x->arg[f]);
         free(x->workspace[f]);
@@ -112,7 +116,18 @@ void exec_close(Exec *x) {
     memset(x, 0, sizeof *x);
 }
 
+const char *device_name(Device d) {
+    static const char *const name[] = {
+        [DEVICE_CPU] = "cpu", [DEVICE_CUDA] = "cuda", [DEVICE_NULL] = "null"};
+    return name[d];
+}
+
+bool exec_pull(Exec *x, PeftError *err) {
+    return !x->cuda || cuda_pull(x, err);
+}
+
 void *exec_var(const Exec *x, int var) {
+    if (x->cuda) cuda_touch(x, var);
     return x->arena + x->plan.var_offset[var];
 }
 
@@ -176,7 +191,8 @@ static double step_bytes(const PeftProgram *p, PeftFn fn, const PeftStep *s, con
     return bytes;
 }
 
-static void note_time(Exec *x, PeftFn fn, int step, double seconds, const int64_t *sym) {
+void exec_note_time(Exec *x, PeftFn fn, int step, double seconds,
+                    const int64_t sym[PEFT_SYM_COUNT]) {
     const PeftStep *s = &x->program->fn[fn].step[step];
     StepTime *t = &x->time[fn][step];
     t->calls++;
@@ -207,14 +223,15 @@ bool exec_run(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT], PeftError *
     full[PEFT_SYM_P] = x->threads;
     if (x->plan.persistent > x->high_water) x->high_water = x->plan.persistent;
     if (x->device == DEVICE_NULL && !null_check(x, fn, full, err)) return false;
+    for (int i = 0; i < f->nstep; i++) note_high_water(x, fn, &f->step[i], full);
+    if (x->device == DEVICE_CUDA) return cuda_run(x, fn, full, err);
     void **arg = x->arg[fn];
     for (int i = 0; i < f->nstep; i++) {
         const PeftStep *s = &f->step[i];
-        note_high_water(x, fn, s, full);
         if (x->device == DEVICE_CPU) {
             double t0 = x->time[fn] ? now() : 0;
             cpu_step(x->program, s, arg, x->workspace[fn][i], full, x->threads);
-            if (x->time[fn]) note_time(x, fn, i, now() - t0, full);
+            if (x->time[fn]) exec_note_time(x, fn, i, now() - t0, full);
         }
         arg += s->narg;
     }

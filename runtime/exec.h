@@ -10,6 +10,7 @@
 
 typedef enum Device {
     DEVICE_CPU,
+    DEVICE_CUDA,
     DEVICE_NULL /* walks every step and checks every buffer, computes nothing */
 } Device;
 
@@ -32,6 +33,7 @@ typedef struct Exec {
     void **workspace[PEFT_FN_COUNT]; /* per step */
     StepTime *time[PEFT_FN_COUNT];   /* per step when profiling, else NULL */
     int64_t high_water;              /* last byte of the arena that a step needed, so far */
+    struct CudaExec *cuda;           /* of DEVICE_CUDA: the arena above mirrors its memory */
 } Exec;
 
 /* Plans for the worst batches (train_sym, eval_sym) and reserves the arena. fn_mask: bit per PeftFn
@@ -41,12 +43,21 @@ bool exec_open(Exec *x, const PeftProgram *program, unsigned fn_mask, Device dev
                int64_t budget, PeftError *err);
 void exec_close(Exec *x);
 
+const char *device_name(Device d); /* as --device and the metrics files write it */
+
+/* A variable's place in the host's memory, to be written before the next run. On a GPU its value
+ * there is what the host wrote, or what exec_pull copied back. */
 void *exec_var(const Exec *x, int var);
+bool exec_pull(Exec *x, PeftError *err);
 void *exec_input(const Exec *x, PeftInputId id);
 /* A function's output by name after a run; NULL when it has none of that name. */
 const void *exec_output(const Exec *x, PeftFn fn, const char *name, const PeftOutput **info);
 
 bool exec_profile(Exec *x, PeftFn fn, PeftError *err); /* starts timing the function's steps */
+
+/* Adds a step's time, and what it moved and computed, to its row. */
+void exec_note_time(Exec *x, PeftFn fn, int step, double seconds,
+                    const int64_t sym[PEFT_SYM_COUNT]);
 
 /* Runs a function on the batch that lies in the inputs; sym are its symbol values. */
 bool exec_run(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT], PeftError *err);

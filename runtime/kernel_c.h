@@ -17,6 +17,8 @@
 #include "peftrt.h"
 
 #define PEFT_SIMD _Pragma("omp simd")
+#define PK_INF    __builtin_inff()
+#define PK_NAN    __builtin_nanf("")
 
 /* ---- forms: PEFT_x_BODY(name) { ... } PEFT_x(name) ---- */
 

@@ -29,7 +29,7 @@ enum {
     PEFT_SYM_S = 2, /* sequences in the batch */
     PEFT_SYM_M = 3, /* masked positions in the batch (masked-language-model programs) */
     PEFT_SYM_L = 4, /* longest sequence in the batch */
-    PEFT_SYM_P = 5, /* threads */
+    PEFT_SYM_P = 5, /* threads; 0: a GPU runs the steps */
     PEFT_SYM_COUNT = 6
 };
 #define DIM_T           (-PEFT_SYM_T)
@@ -151,12 +151,28 @@ typedef double (*PeftSumFn)(void *const *arg, const int64_t *sym, int64_t begin,
 typedef void (*PeftEpilogueFn)(void *const *arg, const int64_t *sym, int64_t row, int64_t col,
                                int64_t n);
 
+/* How a GPU cuts a kernel's index space [rows, cols] into thread blocks. */
+typedef enum PeftLaunch {
+    PEFT_LAUNCH_NONE,     /* no generated code */
+    PEFT_LAUNCH_ELEMENTS, /* a thread for each element */
+    PEFT_LAUNCH_ROWS,     /* a block for each row */
+    PEFT_LAUNCH_COLUMNS,  /* a block for PEFT_SUM_COLUMNS columns, all rows */
+    PEFT_LAUNCH_SUM       /* up to PEFT_SUM_BLOCKS blocks; the last one to end adds the parts up */
+} PeftLaunch;
+
+#define PEFT_SUM_COLUMNS 32
+#define PEFT_SUM_BLOCKS  256
+
 typedef struct PeftKernel {
     const char *name; /* "k017_bias_gelu_3072": stable and readable */
     PeftKernelKind kind;
     PeftMapFn map;           /* MAP, COLUMN_SUM */
     PeftSumFn sum;           /* FULL_SUM */
     PeftEpilogueFn epilogue; /* GEMM, or NULL */
+    uint8_t launch;          /* PeftLaunch of the CUDA kernel `name`; a GEMM's epilogue is one, too */
+    int32_t block;           /* its threads in a block */
+    const int32_t *site;     /* dropout sites, its last parameters */
+    int32_t nsite;
 } PeftKernel;
 
 typedef struct PeftGemm { /* C[m,n] = op(A) op(B), arguments 0, 1, 2 of the step are A, B, C */

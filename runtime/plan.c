@@ -10,6 +10,7 @@
 #include "cpu/attention.h"
 #include "cpu/gemm.h"
 #include "cpu/nf4.h"
+#include "cuda/device.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -214,6 +215,7 @@ int64_t step_workspace_bytes(const PeftProgram *p, const PeftStep *s,
                              const int64_t sym[PEFT_SYM_COUNT]) {
     int threads = (int)sym[PEFT_SYM_P];
     PeftKernelKind kind = p->kernel[s->kernel].kind;
+    if (threads == 0) return kind == PEFT_KERNEL_GEMM ? cuda_workspace_bytes(s, sym) : 0;
     if (kind == PEFT_KERNEL_GEMM) return (int64_t)gemm_workspace_bytes(threads);
     if (kind != PEFT_KERNEL_ATTENTION && kind != PEFT_KERNEL_ATTENTION_GRAD) return 0;
     const PeftAttention *a = s->desc;

@@ -48,7 +48,7 @@ static bool is_element(const CPrinter *p, KVal v) {
 /* ---- values of rows and scalars ---- */
 
 /* A value read by another level or by another loop needs a name. */
-static bool is_shared(const CPrinter *p, KVal v) {
+bool c_is_shared(const CPrinter *p, KVal v) {
     const KBody *b = p->body;
     int users = 0;
     for (int i = 0; i < b->n; i++) {
@@ -63,11 +63,11 @@ static bool is_shared(const CPrinter *p, KVal v) {
 }
 
 /* Row (or uniform) values that are known once `phase` loops are done. */
-static void print_scalars(CPrinter *p, KLevel level, int phase) {
+void c_scalars(CPrinter *p, KLevel level, int phase) {
     for (int v = 0; v < p->body->n; v++) {
         const KInstr *in = &p->body->instr[v];
         if (in->level != level || is_reduction(in) || p->loops.phase[v] != phase) continue;
-        c_name(p, v, is_shared(p, v));
+        c_name(p, v, c_is_shared(p, v));
     }
 }
 
@@ -87,7 +87,7 @@ static void declare_scratch(CPrinter *p) {
         if (p->loops.kept[v]) c_line(p, "float w%d[%lld];", v, cols_of(p));
         if (in->op == K_KEEP)
             c_line(p, "float s%d[PK_KEEP_ROOM(%lld)];", v, block_width(p));
-        else if ((is_reduction(in) && !reduces_buffer(p->body, in)) || c_is_filled(in))
+        else if ((is_reduction(in) && !reduces_buffer(p->body, in)) || c_is_filled(p, in))
             c_line(p, "float s%d[%lld];", v, block_width(p));
     }
     for (int i = 0; is_sum(p->kernel) && i < p->kernel->nout; i++)
@@ -105,10 +105,10 @@ static const char *row_position(CPrinter *p, const char *row) {
 /* Dropout factors; the body's K_KEEP instructions are numbered for their sites. */
 static void fill_keep(CPrinter *p, KVal v) {
     const KInstr *in = &p->body->instr[v];
-    int a = arg_read(p->kernel, &p->args, in->tensor), site = 0;
-    for (int i = 0; i < v; i++) site += p->body->instr[i].op == K_KEEP;
-    c_line(p, "const float *u%d = pk_keep(a%d, site[%d], %s, %s, %s, %s, %s, s%d);", v, a, site,
-           c_value(p, in->a), c_value(p, in->b), c_number(p, in->number), p->first, p->count, v);
+    int a = arg_read(p->kernel, &p->args, in->tensor);
+    c_line(p, "const float *u%d = pk_keep(a%d, site[%d], %s, %s, %s, %s, %s, s%d);", v, a,
+           c_site(p, v), c_value(p, in->a), c_value(p, in->b), c_number(p, in->number), p->first,
+           p->count, v);
 }
 
 static void fill_nf4(CPrinter *p, KVal v) {
@@ -124,7 +124,7 @@ static void fill_nf4(CPrinter *p, KVal v) {
 static void fill_scratch(CPrinter *p) {
     for (int v = 0; v < p->body->n; v++) {
         const KInstr *in = &p->body->instr[v];
-        if (!c_is_filled(in) || p->loops.uses[v] == 0) continue;
+        if (!c_is_filled(p, in) || p->loops.uses[v] == 0) continue;
         if (p->loops.kept[v] && p->loops.phase[v] < p->loop) continue;
         if (in->op == K_KEEP)
             fill_keep(p, v);
@@ -137,7 +137,7 @@ static void fill_scratch(CPrinter *p) {
 
 /* Results of the loop, or of the row after it. A result may lie over an operand of another one, so
  * all of them are computed before the first is stored. */
-static void print_stores(CPrinter *p, bool in_loop) {
+void c_stores(CPrinter *p, bool in_loop) {
     const Kernel *k = p->kernel;
     for (int i = 0; k->nout > 1 && i < k->nout; i++)
         if (k->out_val[i] >= 0 && stored_in_loop(k, i) == in_loop) c_name(p, k->out_val[i], true);
@@ -164,7 +164,7 @@ static void print_effects(CPrinter *p) {
             c_line(p, "s%d[%s] = %s;", v, c_scratch(p), c_value(p, in->a));
     }
     if (p->loop != p->loops.n - 1) return;
-    if (!is_sum(p->kernel)) print_stores(p, true);
+    if (!is_sum(p->kernel)) c_stores(p, true);
     for (int i = 0; is_sum(p->kernel) && i < p->kernel->nout; i++)
         c_line(p, "t%d[%s] %s %s;", i, c_scratch(p), add, c_value(p, p->kernel->out_val[i]));
 }
@@ -192,8 +192,7 @@ static void declare_reductions(CPrinter *p, bool blocks) {
     for (int v = 0; v < p->body->n; v++) {
         const KInstr *in = &p->body->instr[v];
         if (!ends_in_loop(p, in, v)) continue;
-        if (blocks)
-            c_line(p, "float v%d = %s;", v, in->op == K_ROW_SUM ? "0" : "-__builtin_inff()");
+        if (blocks) c_line(p, "float v%d = %s;", v, in->op == K_ROW_SUM ? "0" : "-PK_INF");
         p->named[v] = true;
     }
 }
@@ -247,12 +246,12 @@ static void print_loop(CPrinter *p) {
 }
 
 static void print_row(CPrinter *p) {
-    print_scalars(p, LEVEL_ROW, 0);
+    c_scalars(p, LEVEL_ROW, 0);
     for (p->loop = 0; p->loop < p->loops.n; p->loop++) {
         print_loop(p);
-        print_scalars(p, LEVEL_ROW, p->loop + 1);
+        c_scalars(p, LEVEL_ROW, p->loop + 1);
     }
-    if (!is_sum(p->kernel)) print_stores(p, false);
+    if (!is_sum(p->kernel)) c_stores(p, false);
 }
 
 /* ---- functions ---- */
@@ -267,7 +266,7 @@ static bool is_scalar_kernel(const CPrinter *p) {
 
 static void print_map(CPrinter *p) {
     if (is_scalar_kernel(p)) {
-        print_stores(p, false);
+        c_stores(p, false);
         return;
     }
     open_brace(p, "for (int64_t r = begin; r < end; r++)");
@@ -282,7 +281,7 @@ static void print_full_sum(CPrinter *p) {
     if (is_element(p, v)) {
         print_row(p);
     } else {
-        print_scalars(p, LEVEL_ROW, 0);
+        c_scalars(p, LEVEL_ROW, 0);
         c_line(p, "total += %lld * (double)%s;", cols_of(p), c_atom(p, v));
     }
     close_brace(p);
@@ -297,7 +296,7 @@ static void print_column_sum(CPrinter *p) {
     for (int i = 0; i < p->kernel->nout; i++)
         c_line(p, "for (int i = 0; i < n; i++) t%d[i] = 0;", i);
     open_brace(p, "for (int64_t r = 0; r < rows; r++)");
-    print_scalars(p, LEVEL_ROW, 0);
+    c_scalars(p, LEVEL_ROW, 0);
     p->first = "b";
     p->count = "n";
     p->block = "c - b";
@@ -311,13 +310,13 @@ static void print_column_sum(CPrinter *p) {
 }
 
 static void print_epilogue(CPrinter *p) {
-    print_scalars(p, LEVEL_ROW, 0);
+    c_scalars(p, LEVEL_ROW, 0);
     p->first = "col";
     p->count = "n";
     p->block = "c - col";
     loop_uses(p->kernel, &p->loops, 0);
     print_columns(p, "for (int64_t c = col; c < col + n; c++)");
-    print_stores(p, false); /* a result of one column */
+    c_stores(p, false); /* a result of one column */
 }
 
 static void print_argument(CPrinter *p, int i, const Node *n, bool written) {
@@ -372,7 +371,7 @@ void emit_kernel_c(FILE *out, Graph *g, const Code *code) {
     fprintf(out, "PEFT_%s_BODY(%s) {\n", form[k->kind], code->name);
     print_arguments(&p);
     declare_scratch(&p);
-    print_scalars(&p, LEVEL_UNIFORM, 0);
+    c_scalars(&p, LEVEL_UNIFORM, 0);
     switch (k->kind) {
     case PEFT_KERNEL_MAP: print_map(&p); break;
     case PEFT_KERNEL_COLUMN_SUM: print_column_sum(&p); break;

@@ -9,8 +9,8 @@ enum { INLINE_CHARS = 56 }; /* longer expressions get a name */
 
 const char *c_number(CPrinter *p, double x) {
     float f = (float)x;
-    if (isnan(f)) return "__builtin_nanf(\"\")";
-    if (isinf(f)) return f > 0 ? "__builtin_inff()" : "(-__builtin_inff())";
+    if (isnan(f)) return "PK_NAN";
+    if (isinf(f)) return f > 0 ? "PK_INF" : "(-PK_INF)";
     char text[32];
     snprintf(text, sizeof text, "%.9g", (double)f);
     const char *dot = strpbrk(text, ".e") ? "" : ".0";
@@ -37,8 +37,8 @@ static bool is_nf4(const Node *n) {
 }
 
 /* Values that a call fills into a scratch row before the loop: dropout factors, NF4 rows. */
-bool c_is_filled(const KInstr *in) {
-    if (in->level != LEVEL_ELEMENT) return false;
+bool c_is_filled(const CPrinter *p, const KInstr *in) {
+    if (p->cuda || in->level != LEVEL_ELEMENT) return false;
     return in->op == K_KEEP || ((in->op == K_LOAD || in->op == K_GATHER) && is_nf4(in->tensor));
 }
 
@@ -50,13 +50,24 @@ static const char *table_position(CPrinter *p, const KInstr *in) {
     return graph_printf(p->g, "%s * %lld + c", at, (long long)p->body->cols);
 }
 
+/* The place of a K_KEEP instruction among the kernel's dropout sites. */
+int c_site(const CPrinter *p, KVal v) {
+    int site = 0;
+    for (int i = 0; i < v; i++) site += p->body->instr[i].op == K_KEEP;
+    return site;
+}
+
 static const char *load(CPrinter *p, KVal v) {
     const KInstr *in = &p->body->instr[v];
-    if (c_is_filled(in)) return graph_printf(p->g, "u%d[%s]", v, c_scratch(p));
+    if (c_is_filled(p, in)) return graph_printf(p->g, "u%d[%s]", v, c_scratch(p));
     int a = arg_read(p->kernel, &p->args, in->tensor);
+    if (in->op == K_KEEP)
+        return graph_printf(p->g, "pk_keep_one(a%d, site%d, %s, %s, %s, c)", a, c_site(p, v),
+                            c_value(p, in->a), c_value(p, in->b), c_number(p, in->number));
     const char *at =
         in->op == K_LOAD ? c_index(p, access_of(p->body, in->tensor->type)) : table_position(p, in);
-    if (is_nf4(in->tensor)) return graph_printf(p->g, "nf4_value(&a%d, %s)", a, at);
+    if (is_nf4(in->tensor))
+        return graph_printf(p->g, "nf4_value(%sa%d, %s)", p->cuda ? "" : "&", a, at);
     if (in->op != K_SCATTER) return graph_printf(p->g, "a%d[%s]", a, at);
     return graph_printf(p->g, "%s < 0 ? 0 : a%d[%s]", c_atom(p, in->a), a, at);
 }
@@ -125,7 +136,7 @@ static bool is_kept(const CPrinter *p, KVal v) {
 }
 
 const char *c_value(CPrinter *p, KVal v) {
-    if (is_kept(p, v)) return graph_printf(p->g, "w%d[c]", v);
+    if (is_kept(p, v)) return graph_printf(p->g, p->cuda ? "w%d[i]" : "w%d[c]", v);
     return p->named[v] ? graph_printf(p->g, "v%d", v) : expression(p, v);
 }
 

@@ -1,4 +1,5 @@
-/* State of the C printer: c_expr.c writes expressions, c_body.c the loops around them. */
+/* State of the C and CUDA printers: c_expr.c writes expressions, c_body.c and cuda_body.c the loops
+ * around them. */
 #ifndef PEFTC_C_PRINT_H
 #define PEFTC_C_PRINT_H
 
@@ -12,6 +13,7 @@ typedef struct CPrinter {
     const KBody *body;
     Args args;
     Loops loops;
+    bool cuda;         /* a thread computes single elements: no scratch rows */
     bool *named;       /* the value is a variable here */
     int loop;          /* the loop being printed */
     const char *block; /* index into scratch of a block's columns, "c - b"; NULL: "c" */
@@ -28,6 +30,10 @@ const char *c_atom(CPrinter *p, KVal v);
 void c_name(CPrinter *p, KVal v, bool shared);
 const char *c_index(CPrinter *p, Access access);
 const char *c_scratch(const CPrinter *p);
-bool c_is_filled(const KInstr *in);
+bool c_is_filled(const CPrinter *p, const KInstr *in);
+int c_site(const CPrinter *p, KVal v);
+bool c_is_shared(const CPrinter *p, KVal v); /* read by another level or loop, or twice */
+void c_stores(CPrinter *p, bool in_loop);    /* results of the last loop, or of the row after it */
+void c_scalars(CPrinter *p, KLevel level, int phase); /* names values known after `phase` loops */
 
 #endif

@@ -75,6 +75,12 @@ static const char *const kind_name[] = {
     [PEFT_KERNEL_TRANSPOSE] = "PEFT_KERNEL_TRANSPOSE",
 };
 
+static const char *const launch_name[] = {
+    [PEFT_LAUNCH_NONE] = "PEFT_LAUNCH_NONE", [PEFT_LAUNCH_ELEMENTS] = "PEFT_LAUNCH_ELEMENTS",
+    [PEFT_LAUNCH_ROWS] = "PEFT_LAUNCH_ROWS", [PEFT_LAUNCH_COLUMNS] = "PEFT_LAUNCH_COLUMNS",
+    [PEFT_LAUNCH_SUM] = "PEFT_LAUNCH_SUM",
+};
+
 /* Form of a kernel with generated code, and the field of PeftKernel that points to it. */
 static const char *kernel_form(PeftKernelKind kind, const char **field) {
     switch (kind) {
@@ -94,6 +100,13 @@ static void print_entries(FILE *out, const Program *p) {
         for (int k = 0; k < e->nsite; k++) fprintf(out, ", %d", e->site[k]);
         fputs(e->nsite ? ")\n" : ", 0)\n", out); /* an array has at least one element */
     }
+    fputs("\n", out);
+    for (int i = 0; i < p->table.nkernel; i++) {
+        const PeftKernel *k = &p->table.kernel[i];
+        if (k->nsite) fprintf(out, "static const int32_t site_%d[] = {", i);
+        for (int s = 0; s < k->nsite; s++) fprintf(out, "%s%d", s ? ", " : "", k->site[s]);
+        if (k->nsite) fputs("};\n", out);
+    }
     fputs("\nstatic const PeftKernel kernel[] = {\n", out);
     for (int i = 0; i < p->table.nkernel; i++) {
         const PeftKernel *k = &p->table.kernel[i];
@@ -101,7 +114,10 @@ static void print_entries(FILE *out, const Program *p) {
         emit_string(out, k->name);
         fprintf(out, ", %s", kind_name[k->kind]);
         kernel_form(k->kind, &field);
-        if (p->entry[i].code >= 0) fprintf(out, ", .%s = entry_%d", field, i);
+        if (p->entry[i].code >= 0)
+            fprintf(out, ", .%s = entry_%d, .launch = %s, .block = %d", field, i,
+                    launch_name[k->launch], k->block);
+        if (k->nsite) fprintf(out, ", .site = site_%d, .nsite = %d", i, k->nsite);
         fputs("},\n", out);
     }
     fputs("};\n\n", out);

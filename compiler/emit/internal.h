@@ -75,5 +75,7 @@ bool reduces_buffer(const KBody *b, const KInstr *reduction);
 /* ---- printing ---- */
 
 void emit_kernel_c(FILE *out, Graph *g, const Code *code);
+/* How the kernel's CUDA form cuts its space, and its threads in a block. */
+PeftLaunch cuda_launch(const Kernel *k, int32_t *block);
 
 #endif

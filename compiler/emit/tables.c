@@ -2,6 +2,7 @@
  * buffer reference of a step is a variable, an input, or a temporary alive in that step. */
 #include "internal.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 typedef struct Builder {
@@ -121,7 +122,9 @@ static int32_t kernel_index(Builder *b, const Kernel *k, const char *where) {
     for (int32_t i = 0; i < t->nkernel; i++)
         if (b->kernel[i].kind == k->kind && same_entry(&b->out->entry[i], &entry)) return i;
     const char *name = k->body ? b->out->code[entry.code].name : op_info[k->anchor->op].name;
-    b->kernel[t->nkernel] = (PeftKernel){.name = name, .kind = k->kind};
+    PeftKernel *added = &b->kernel[t->nkernel];
+    *added = (PeftKernel){.name = name, .kind = k->kind, .site = entry.site, .nsite = entry.nsite};
+    if (k->body) added->launch = cuda_launch(b->out->code[entry.code].kernel, &added->block);
     b->out->entry[t->nkernel] = entry;
     return t->nkernel++;
 }
@@ -227,6 +230,17 @@ static uint64_t program_hash(const Program *p) {
 
 /* ---- the whole ---- */
 
+static const char *cuda_source(const Program *p) {
+    char *text = NULL;
+    size_t size = 0;
+    FILE *f = open_memstream(&text, &size);
+    emit_cuda(f, p);
+    fclose(f);
+    const char *copy = graph_printf(p->graph, "%s", text);
+    free(text);
+    return copy;
+}
+
 Program *program_build(Graph *g, const ProgramInfo *info, Schedule *const sched[PEFT_FN_COUNT]) {
     size_t steps = 1;
     for (int f = 0; f < PEFT_FN_COUNT; f++) steps += sched[f] ? (size_t)sched[f]->n : 0;
@@ -251,6 +265,7 @@ Program *program_build(Graph *g, const ProgramInfo *info, Schedule *const sched[
     p->table.kernel = b.kernel;
     p->table.hash = program_hash(p);
     p->graph = g;
+    p->table.cuda_source = cuda_source(p);
     return p;
 }
 

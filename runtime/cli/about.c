@@ -3,6 +3,7 @@
 #include "verbs.h"
 
 #include "../cpu/isa.h"
+#include "../cuda/api.h"
 
 #include <stdio.h>
 #include <unistd.h>
@@ -37,11 +38,14 @@ bool verb_devices(const PeftProgram *p, const Options *o, PeftError *err) {
     const char *isa = isa_name(isa_current());
     if (o->json)
         printf(
-            "[{\"device\": \"cpu\", \"processors\": %ld, \"memory_bytes\": %.0f, \"instructions\": \"%s\"}]\n",
+            "{\"cpu\": {\"processors\": %ld, \"memory_bytes\": %.0f, \"instructions\": \"%s\"},\n"
+            " \"cuda\": ",
             cpus, memory, isa);
     else
         printf(
             "cpu   %ld processors, %.1f GB, %s kernels\nnull  checks every buffer, computes nothing\n",
             cpus, memory / 1e9, isa);
+    cuda_devices_print(stdout, o->json);
+    if (o->json) puts("}");
     return true;
 }

@@ -35,7 +35,7 @@ static const OptionRow rows[] = {
     {"--set", "K=V", OPT_SET, 0, DATA_VERBS | V(REPLAY),
      "fit.epochs, fit.batch, fit.lr, fit.warmup, fit.weight_decay, fit.clip, fit.seed"},
     {"--device", "NAME", OPT_TEXT, offsetof(Options, device), DATA_VERBS | V(PREDICT) | V(REPLAY),
-     "cpu, or null: check every buffer, compute nothing"},
+     "cpu, cuda, or null: check every buffer, compute nothing"},
     {"--threads", "N", OPT_COUNT, offsetof(Options, threads), DATA_VERBS | V(PREDICT) | V(REPLAY),
      "default: all processors; the result does not depend on it"},
     {"--memory", "SIZE", OPT_TEXT, offsetof(Options, budget), DATA_VERBS,

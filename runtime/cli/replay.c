@@ -131,7 +131,8 @@ static bool dump_outputs(Dump *d, const Exec *x, PeftFn fn, const int64_t *sym, 
     return true;
 }
 
-static bool dump_params(Dump *d, const Exec *x, PeftError *err) {
+static bool dump_params(Dump *d, Exec *x, PeftError *err) {
+    if (!exec_pull(x, err)) return false;
     for (int i = 0; i < x->program->nvar; i++) {
         const PeftVar *v = &x->program->var[i];
         char name[512];

@@ -12,13 +12,16 @@
 /* ---- options that need more than parsing ---- */
 
 bool session_check_device(const Options *o, PeftError *err) {
-    if (!o->device || strcmp(o->device, "cpu") == 0 || strcmp(o->device, "null") == 0) return true;
+    for (Device d = DEVICE_CPU; d <= DEVICE_NULL; d++)
+        if (!o->device || strcmp(o->device, device_name(d)) == 0) return true;
     err->code = 2;
-    return peft_fail(err, "--device is cpu or null, not '%s'", o->device);
+    return peft_fail(err, "--device is cpu, cuda or null, not '%s'", o->device);
 }
 
 Device session_device(const Options *o) {
-    return o->device && strcmp(o->device, "null") == 0 ? DEVICE_NULL : DEVICE_CPU;
+    for (Device d = DEVICE_CPU; o->device && d <= DEVICE_NULL; d++)
+        if (strcmp(o->device, device_name(d)) == 0) return d;
+    return DEVICE_CPU;
 }
 
 int session_threads(const Options *o) {

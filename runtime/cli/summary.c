@@ -79,15 +79,15 @@ bool summary_write(const RunSummary *r, PeftError *err) {
     ModelCount c = model_count(p);
     double mean;
     char path[4096];
-    json_t *o = json_pack(
-        "{s:i, s:s, s:s, s:s?, s:s, s:s, s:s, s:i, s:I, s:I, s:f, s:o, s:o, s:o, s:i}", "version",
-        1, "program", p->name, "source", p->source, "base", s->options->base, "data",
-        s->options->data, "device", r->exec->device == DEVICE_CPU ? "cpu" : "null", "instructions",
-        isa_name(isa_current()), "threads", r->exec->threads, "trainable_params",
-        (json_int_t)c.trainable, "total_params", (json_int_t)c.total, "trainable_percent",
-        100.0 * (double)c.trainable / (double)c.total, "fit", fit_json(&s->fit, s->total_steps),
-        "memory", memory_json(r->exec), "epochs", epochs_json(r->record, &mean), "best_epoch",
-        r->record->best + 1);
+    json_t *o =
+        json_pack("{s:i, s:s, s:s, s:s?, s:s, s:s, s:s, s:i, s:I, s:I, s:f, s:o, s:o, s:o, s:i}",
+                  "version", 1, "program", p->name, "source", p->source, "base", s->options->base,
+                  "data", s->options->data, "device", device_name(r->exec->device), "instructions",
+                  isa_name(isa_current()), "threads", r->exec->threads, "trainable_params",
+                  (json_int_t)c.trainable, "total_params", (json_int_t)c.total, "trainable_percent",
+                  100.0 * (double)c.trainable / (double)c.total, "fit",
+                  fit_json(&s->fit, s->total_steps), "memory", memory_json(r->exec), "epochs",
+                  epochs_json(r->record, &mean), "best_epoch", r->record->best + 1);
     json_object_set_new(o, "epoch_time_s", json_real(mean));
     json_object_set_new(o, "total_time_s", json_real(r->seconds));
     if (r->tested) {

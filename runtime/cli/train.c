@@ -88,6 +88,7 @@ static bool checkpoint_write(Run *r, PeftError *err) {
         section[n++] = (CkptSection){"epochs", r->record.epoch,
                                      sizeof(EpochRecord) * (size_t)r->record.nepoch};
     }
+    ok = ok && exec_pull(&r->x, err);
     for (int i = 0; ok && i < p->nvar; i++) {
         if (!is_mutable(&p->var[i])) continue;
         snprintf(name[i], sizeof name[i], "var.%d", i);
@@ -135,7 +136,7 @@ static bool checkpoint_read(Run *r, PeftError *err) {
 /* ---- epochs ---- */
 
 static bool save_best(Run *r, PeftError *err) {
-    return model_save(&r->x, r->o->out, r->o->base, err);
+    return exec_pull(&r->x, err) && model_save(&r->x, r->o->out, r->o->base, err);
 }
 
 static bool end_epoch(Run *r, PeftError *err) {

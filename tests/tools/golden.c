@@ -115,6 +115,7 @@ static void replay(json_t *meta, const char *dir, const char *tmp, int steps) {
     Command c = {.n = 0};
     add(&c, "%s/run", tmp);
     add(&c, "replay");
+    if (getenv("PEFTC_DEVICE")) add(&c, "--device=%s", getenv("PEFTC_DEVICE"));
     add(&c, "--base");
     add(&c, "%s/%s", dir, json_string_value(json_object_get(meta, "base")));
     char init[4096];

@@ -1,0 +1,25 @@
+/* The CUDA device of exec.c: the program's kernels compiled, its arena in the GPU's memory, its steps
+ * launched. The host's arena mirrors variables, inputs and outputs: variables that exec_var handed
+ * out are copied to the device before the next run, outputs back after it, variables on exec_pull. */
+#ifndef PEFT_CUDA_DEVICE_H
+#define PEFT_CUDA_DEVICE_H
+
+#include <stdio.h>
+
+#include "../exec.h"
+
+/* Opens the libraries and the first usable GPU, compiles what the planned functions run and
+ * allocates plan.peak bytes. Exit code 3 when they are not free. */
+bool cuda_open(Exec *x, PeftError *err);
+void cuda_close(Exec *x);
+
+void cuda_touch(const Exec *x, int var); /* the host may write the variable */
+bool cuda_pull(Exec *x, PeftError *err); /* variables that the device changed, to the host */
+bool cuda_run(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT], PeftError *err);
+
+/* Scratch that a step's GEMM asks for: the library's, and a dequantised operand. */
+int64_t cuda_workspace_bytes(const PeftStep *s, const int64_t sym[PEFT_SYM_COUNT]);
+
+const char *cuda_device_name(const Exec *x); /* "NVIDIA H100 80GB HBM3" */
+
+#endif

@@ -1,0 +1,48 @@
+/* Row-major matrix products on the GPU through cuBLASLt: C[m, n] = op(A) op(B) (+ C), in fp32
+ * (products and sums in fp32, no TF32) or of bf16 operands with fp32 sums and a bf16 or fp32
+ * result. What a product needs (descriptors, up to eight algorithms) is planned once per shape and
+ * kept; a planned product allocates nothing and only launches, so it can be captured in a graph.
+ * Only algorithms that sum split products in fp32 and in a fixed order are candidates: results are
+ * the same bits from run to run. One thread at a time may use a CudaGemm. */
+#ifndef PEFT_CUDA_GEMM_H
+#define PEFT_CUDA_GEMM_H
+
+#include "api.h"
+
+#define CUDA_GEMM_ALIGN      16 /* bytes: of A, B and C */
+#define CUDA_GEMM_CANDIDATES 8
+
+typedef enum CudaGemmType { CUDA_GEMM_F32, CUDA_GEMM_BF16 } CudaGemmType;
+
+typedef struct CudaMatmul {
+    int64_t m, n, k;       /* 1 to 2^31 - 1 */
+    int64_t lda, ldb, ldc; /* elements from one stored row to the next; 0: rows follow each other */
+    bool trans_a;          /* A is stored [k, m] instead of [m, k] */
+    bool trans_b;          /* B is stored [n, k] instead of [k, n] */
+    CudaGemmType in, out;  /* of A and B, of C: F32 and F32, BF16 and BF16, or BF16 and F32 */
+    size_t workspace_bytes; /* algorithms that need more are not considered; 0: none */
+
+    /* What follows may differ between products of one plan. */
+    CUdeviceptr a, b, c;   /* C must not overlap anything else */
+    bool accumulate;       /* add to C; otherwise C is not read */
+    CUdeviceptr workspace; /* for this product alone until it is done; any alignment */
+} CudaMatmul;
+
+typedef struct CudaGemm CudaGemm;
+typedef struct CudaGemmPlan CudaGemmPlan; /* belongs to its CudaGemm and lives as long */
+
+bool cuda_gemm_open(CudaGemm **out, const CudaApi *api, PeftError *err); /* in this context */
+void cuda_gemm_close(CudaGemm *g);                                       /* NULL is fine */
+
+/* Launches a product on a stream; the first of its shape is planned. */
+bool cuda_gemm_run(CudaGemm *g, const CudaMatmul *product, CUstream stream, PeftError *err);
+
+/* The plan of a product's shape, made at its first use with the heuristic's first algorithm. */
+CudaGemmPlan *cuda_gemm_plan(CudaGemm *g, const CudaMatmul *product, PeftError *err);
+
+/* The algorithms that a plan can choose from, best guess first: 1 to CUDA_GEMM_CANDIDATES. */
+int cuda_gemm_candidates(const CudaGemmPlan *plan);
+int cuda_gemm_selected(const CudaGemmPlan *plan);
+void cuda_gemm_select(CudaGemmPlan *plan, int candidate); /* out of range: no change */
+
+#endif

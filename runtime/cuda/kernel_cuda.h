@@ -1,0 +1,357 @@
+/* What CUDA kernels are made of: every generated kernel and templates.cu follow this text in one
+ * NVRTC program. It is the device's counterpart of kernel_c.h with the parts of peftrt.h, philox.h
+ * and nf4.h that kernels need, and includes nothing: NVRTC has no host headers.
+ * Invariants: a reduction adds in an order that depends on sizes alone, so that a kernel gives the
+ * same bits in every run; dropout factors and NF4 values have the bits of the CPU, whatever
+ * contraction or division the compiler options choose. Blocks are one-dimensional, of whole warps.
+ */
+#ifdef __CUDACC_RTC__
+typedef unsigned char uint8_t;
+typedef unsigned short uint16_t;
+typedef int int32_t;
+typedef unsigned int uint32_t;
+typedef long long int64_t;
+typedef unsigned long long uint64_t;
+#endif
+
+#define PK_DEVICE static __device__ __forceinline__
+#define PK_INF    __int_as_float(0x7f800000)
+#define PK_NAN    __int_as_float(0x7fc00000)
+#define PK_WARP   0xffffffffu /* all lanes */
+
+/* ---- symbolic dimensions, as in peftrt.h ---- */
+
+enum { PEFT_SYM_T = 1, PEFT_SYM_S, PEFT_SYM_M, PEFT_SYM_L, PEFT_SYM_P };
+
+PK_DEVICE int64_t peft_dim(int64_t d, const int64_t *sym) {
+    return d >= 0 ? d : sym[-d & 15] + (-d >> 4);
+}
+
+/* ---- scalar functions: NaN in, NaN out; infinities give the limit ---- */
+
+/* Unlike fminf and fmaxf these keep a NaN in x. */
+PK_DEVICE float pk_at_least(float x, float lo) {
+    return lo > x ? lo : x;
+}
+PK_DEVICE float pk_at_most(float x, float hi) {
+    return hi < x ? hi : x;
+}
+PK_DEVICE float pk_min(float a, float b) {
+    return b < a ? b : a;
+}
+PK_DEVICE float pk_max(float a, float b) {
+    return a > b ? a : b;
+}
+
+PK_DEVICE float pk_exp(float x) {
+    return expf(x);
+}
+PK_DEVICE float pk_log(float x) {
+    return logf(x);
+}
+PK_DEVICE float pk_sqrt(float x) {
+    return sqrtf(x);
+}
+PK_DEVICE float pk_square(float x) {
+    return x * x;
+}
+PK_DEVICE float pk_tanh(float x) {
+    return tanhf(x);
+}
+PK_DEVICE float pk_sigmoid(float x) {
+    return 1.0f / (1.0f + expf(-x));
+}
+PK_DEVICE float pk_relu(float x) {
+    return pk_at_least(x, 0.0f);
+}
+PK_DEVICE float pk_step(float x) {
+    return x > 0.0f ? 1.0f : 0.0f;
+}
+
+/* Phi(x), the normal distribution, for |x| <= 13, and bell = exp(-x^2 / 2). The lower tail is
+ * bell P(|x|) / Q(|x|), the rational function of cpu/vecmath.h: no cancellation for negative x, and
+ * a tenth of erff's work. */
+PK_DEVICE float pk_normal(float x, float *bell) {
+    const float a = fabsf(x);
+    float p = 0.00399436383f;
+    p = p * a + 0.0398088396f;
+    p = p * a + 0.180784151f;
+    p = p * a + 0.434976369f;
+    p = p * a + 0.5f;
+    float q = 0.0100122355f;
+    q = q * a + 0.099793613f;
+    q = q * a + 0.463001162f;
+    q = q * a + 1.19230628f;
+    q = q * a + 1.66783762f;
+    q = q * a + 1.0f;
+    *bell = expf(-0.5f * x * x);
+    const float tail = *bell * p / q;
+    return x < 0.0f ? tail : 1.0f - tail;
+}
+
+/* Activations clamp the argument to where the function, or its distance from the limit, is below
+ * 1e-34: an infinite one must not meet the zero of another factor. */
+
+/* x Phi(x) = 0.5 x (1 + erf(x / sqrt 2)), and its derivative Phi(x) + x exp(-x^2 / 2) / sqrt(2 pi).
+ */
+PK_DEVICE float pk_gelu(float x) {
+    float bell;
+    const float c = pk_at_least(x, -13.0f);
+    return c * pk_normal(pk_at_most(c, 13.0f), &bell);
+}
+PK_DEVICE float pk_gelu_grad(float x) {
+    float bell;
+    const float c = pk_at_most(pk_at_least(x, -13.0f), 13.0f), phi = pk_normal(c, &bell);
+    return phi + c * 0.398942280f * bell;
+}
+
+/* The tanh form, x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3), and its derivative
+ * s + x s (1 - s) 2 u'. With e = exp(-2 u): s = 1 / (1 + e), 1 - s = e s. */
+PK_DEVICE float pk_gelu_tanh(float x) {
+    const float c = pk_at_least(x, -10.0f), t = pk_at_most(c, 10.0f);
+    return c / (1.0f + expf(-1.59576912f * t * (1.0f + 0.044715f * t * t)));
+}
+PK_DEVICE float pk_gelu_tanh_grad(float x) {
+    const float c = pk_at_most(pk_at_least(x, -10.0f), 10.0f);
+    const float e = expf(-1.59576912f * c * (1.0f + 0.044715f * c * c)), s = 1.0f / (1.0f + e);
+    return s + c * s * (e * s) * (1.59576912f * (1.0f + 0.134145f * c * c));
+}
+
+/* x sigmoid(x), and its derivative s + x s (1 - s). */
+PK_DEVICE float pk_silu(float x) {
+    const float c = pk_at_least(x, -86.0f);
+    return c / (1.0f + expf(-pk_at_most(c, 86.0f)));
+}
+PK_DEVICE float pk_silu_grad(float x) {
+    const float c = pk_at_most(pk_at_least(x, -86.0f), 86.0f);
+    const float e = expf(-c), s = 1.0f / (1.0f + e);
+    return s + c * s * (e * s);
+}
+
+/* 1 - beta^step */
+PK_DEVICE float pk_bias_correction(double beta, float step) {
+    return (float)-expm1((double)step * log(beta));
+}
+
+/* An index that is safe to read. */
+PK_DEVICE int64_t pk_slot(int32_t i) {
+    return i < 0 ? 0 : i;
+}
+
+/* ---- dropout: the numbers of cpu/philox.h ---- */
+
+typedef struct PhiloxRow { /* everything but the column, and what becomes of a number */
+    uint32_t k0, k1, sample, position, site;
+    uint32_t threshold; /* smaller numbers are dropped; 0: dropout is off, 65536: all are */
+    float scale;        /* of those kept */
+} PhiloxRow;
+
+/* rng: seed low, seed high, step, dropout on. p is clamped to [0, 1]; NaN counts as 0. */
+PK_DEVICE PhiloxRow philox_row(const int32_t *rng, int32_t site, int32_t sample, int32_t position,
+                               float p) {
+    PhiloxRow r;
+    r.k0 = (uint32_t)rng[0] ^ (uint32_t)rng[1] * 0x85ebca6bu;
+    r.k1 = (uint32_t)rng[2];
+    r.sample = (uint32_t)sample;
+    r.position = (uint32_t)position;
+    r.site = (uint32_t)site;
+    r.threshold = p >= 1.0f ? 65536u : p > 0.0f ? (uint32_t)(p * 65536.0f + 0.5f) : 0u;
+    if (!rng[3]) r.threshold = 0;
+    r.scale = r.threshold < 65536u ? __fdiv_rn(65536.0f, (float)(65536u - r.threshold)) : 0.0f;
+    return r;
+}
+
+PK_DEVICE uint32_t philox_number(const PhiloxRow &r, int64_t column) {
+    uint32_t c0 = (uint32_t)(column >> 3), c1 = r.sample, c2 = r.position, c3 = r.site;
+    uint32_t k0 = r.k0, k1 = r.k1;
+#pragma unroll
+    for (int round = 0; round < 7; round++) {
+        const uint32_t high0 = __umulhi(0xd2511f53u, c0), low0 = 0xd2511f53u * c0;
+        const uint32_t high1 = __umulhi(0xcd9e8d57u, c2), low1 = 0xcd9e8d57u * c2;
+        c0 = high1 ^ c1 ^ k0;
+        c1 = low1;
+        c2 = high0 ^ c3 ^ k1;
+        c3 = low0;
+        k0 += 0x9e3779b9u;
+        k1 += 0xbb67ae85u;
+    }
+    const uint32_t low = column & 2 ? c1 : c0, high = column & 2 ? c3 : c2;
+    return (column & 4 ? high : low) >> (16 * (column & 1)) & 0xffffu;
+}
+
+/* 0 or the scale; 1 where dropout is off. */
+PK_DEVICE float philox_keep(const PhiloxRow &r, int64_t column) {
+    if (r.threshold == 0) return 1.0f;
+    return philox_number(r, column) < r.threshold ? 0.0f : r.scale;
+}
+
+PK_DEVICE float pk_keep_one(const int32_t *rng, int32_t site, int32_t sample, int32_t position,
+                            float p, int64_t column) {
+    return philox_keep(philox_row(rng, site, sample, position, p), column);
+}
+
+/* ---- reductions ---- */
+
+/* Butterflies: every lane adds the same pairs, so all hold the same bits. */
+PK_DEVICE float warp_sum(float x) {
+#pragma unroll
+    for (int step = 16; step > 0; step >>= 1) x += __shfl_xor_sync(PK_WARP, x, step);
+    return x;
+}
+PK_DEVICE float warp_max(float x) {
+#pragma unroll
+    for (int step = 16; step > 0; step >>= 1) x = pk_max(x, __shfl_xor_sync(PK_WARP, x, step));
+    return x;
+}
+PK_DEVICE double warp_sum_double(double x) {
+#pragma unroll
+    for (int step = 16; step > 0; step >>= 1) x += __shfl_xor_sync(PK_WARP, x, step);
+    return x;
+}
+
+/* One value per warp through shared memory; lane l of every warp gets that of warp l, or `none`.
+ * The barrier before the store is for the readers of the call before. */
+template <typename T> PK_DEVICE T exchange_warps(T x, T none) {
+    __shared__ T part[32];
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    __syncthreads();
+    if (lane == 0) part[warp] = x;
+    __syncthreads();
+    return lane < (int)blockDim.x >> 5 ? part[lane] : none;
+}
+
+/* Over the whole block, which must call them together; every thread gets the result. */
+PK_DEVICE float block_sum(float x) {
+    x = warp_sum(x);
+    return blockDim.x == 32 ? x : warp_sum(exchange_warps(x, 0.0f));
+}
+PK_DEVICE float block_max(float x) {
+    x = warp_max(x);
+    return blockDim.x == 32 ? x : warp_max(exchange_warps(x, -PK_INF));
+}
+PK_DEVICE double block_sum_double(double x) {
+    x = warp_sum_double(x);
+    return blockDim.x == 32 ? x : warp_sum_double(exchange_warps(x, 0.0));
+}
+
+/* The block is 32 columns x by 32 parts y: the parts of column x added in order, for y = 0. */
+PK_DEVICE float column_sum(float value, int x, int y) {
+    __shared__ float part[32][32];
+    __syncthreads();
+    part[y][x] = value;
+    __syncthreads();
+    for (int i = 1; y == 0 && i < 32; i++) value += part[i][x];
+    return value;
+}
+
+/* Whether this block is the last one of the grid to come here; what the others wrote before can
+ * then be read with __ldcg. `done` is 0 between launches, which must not overlap. */
+PK_DEVICE bool last_block(unsigned *done) {
+    __shared__ bool last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        last = atomicAdd(done, 1u) == gridDim.x - 1;
+        if (last) *done = 0;
+    }
+    __syncthreads();
+    return last;
+}
+
+enum { PEFT_SUM_BLOCKS = 256 };
+static __device__ double grid_part[PEFT_SUM_BLOCKS];
+static __device__ unsigned grid_done;
+
+/* out = the sum of all threads' totals: at most PEFT_SUM_BLOCKS blocks, added up by the last one.
+ */
+PK_DEVICE void grid_sum(double total, float *out) {
+    total = block_sum_double(total);
+    if (threadIdx.x == 0) grid_part[blockIdx.x] = total;
+    if (!last_block(&grid_done)) return;
+    double sum = 0.0;
+    for (int i = threadIdx.x; i < (int)gridDim.x; i += blockDim.x) sum += __ldcg(&grid_part[i]);
+    sum = block_sum_double(sum);
+    if (threadIdx.x == 0) *out = (float)sum;
+}
+
+/* ---- NF4: the layout and the bits of cpu/nf4.h ---- */
+
+static __device__ const float nf4_lut[16] = {
+    -1.0f,
+    -0.6961928009986877f,
+    -0.5250730514526367f,
+    -0.39491748809814453f,
+    -0.28444138169288635f,
+    -0.18477343022823334f,
+    -0.09105003625154495f,
+    0.0f,
+    0.07958029955625534f,
+    0.16093020141124725f,
+    0.24611230194568634f,
+    0.33791524171829224f,
+    0.44070982933044434f,
+    0.5626170039176941f,
+    0.7229568362236023f,
+    1.0f,
+};
+
+typedef struct Nf4View {
+    const uint8_t *codes;
+    const float *absmax;         /* NULL with double quantisation */
+    const uint8_t *absmax_codes; /* these three NULL without */
+    const float *nested, *offset;
+} Nf4View;
+
+PK_DEVICE int64_t nf4_aligned(int64_t bytes) {
+    return (bytes + 63) & ~(int64_t)63;
+}
+
+PK_DEVICE Nf4View nf4_view(const void *buffer, int64_t count, bool double_quant) {
+    const uint8_t *p = (const uint8_t *)buffer;
+    const int64_t blocks = (count + 63) / 64, at = nf4_aligned((count + 1) / 2);
+    Nf4View v = {p, 0, 0, 0, 0};
+    if (double_quant) {
+        v.absmax_codes = p + at;
+        v.nested = (const float *)(v.absmax_codes + nf4_aligned(blocks));
+        v.offset = (const float *)((const uint8_t *)v.nested +
+                                   nf4_aligned((blocks + 255) / 256 * (int64_t)sizeof(float)));
+    } else {
+        v.absmax = (const float *)(p + at);
+    }
+    return v;
+}
+
+/* Point i of cells + 1 evenly spaced in [0.1, 1]; cells is a power of two, its inverse exact. */
+PK_DEVICE float nf4_spaced(int i, int cells, float inverse) {
+    const float step = __fmul_rn(1.0f - 0.1f, inverse);
+    return i < (cells + 1) / 2 ? fmaf(step, (float)i, 0.1f) : fmaf(-step, (float)(cells - i), 1.0f);
+}
+
+/* Entry `code` of the signed dynamic 8-bit map: sign, decade e, cell of 2^e. Computed, since lanes
+ * that look up different entries of a table would wait for each other. */
+PK_DEVICE float nf4_code8(int code) {
+    if (code == 127) return 0.0f;
+    if (code == 255) return 1.0f;
+    const int at = code > 127 ? code - 127 : 127 - code;
+    const int e = 31 - __clz(at), cells = 1 << e, cell = at - cells;
+    const float inverse = __int_as_float((127 - e) << 23);
+    const float middle = __fmul_rn(
+        __fadd_rn(nf4_spaced(cell, cells, inverse), nf4_spaced(cell + 1, cells, inverse)), 0.5f);
+    const float decade = e < 3   ? (e == 0   ? 1e-6f
+                                    : e == 1 ? 1e-5f
+                                             : 1e-4f)
+                         : e < 5 ? (e == 3 ? 1e-3f : 1e-2f)
+                                 : (e == 5 ? 1e-1f : 1.0f);
+    return code > 127 ? __fmul_rn(decade, middle) : -__fmul_rn(decade, middle);
+}
+
+PK_DEVICE float nf4_absmax(const Nf4View &v, int64_t block) {
+    if (v.absmax) return v.absmax[block];
+    const float product = __fmul_rn(nf4_code8(v.absmax_codes[block]), v.nested[block >> 8]);
+    return __fadd_rn(product, *v.offset);
+}
+
+PK_DEVICE float nf4_value(const Nf4View &v, int64_t i) {
+    const int byte = v.codes[i >> 1], code = i & 1 ? byte & 15 : byte >> 4;
+    return __fmul_rn(nf4_lut[code], nf4_absmax(v, i >> 6));
+}

@@ -1,0 +1,175 @@
+/* Launches the steps of a program: generated kernels, templates.cu, matrix products. A kernel's
+ * grid covers the batch's true size; what it computes does not depend on the grid, but for whole
+ * sums, whose parts follow from the sizes alone. */
+#include "internal.h"
+
+enum {
+    MAX_PARAMS = 500, /* 4 KB of pointers: what every driver takes */
+    ROWS_GRID = 65535,
+    ATTENTION_BLOCK = 128,
+    FLAT_BLOCK = 256,
+    DEQUANT_VALUES = 8 /* of a thread */
+};
+
+typedef struct Launch { /* parameters of one kernel */
+    void *param[MAX_PARAMS];
+    CUdeviceptr pointer[MAX_PARAMS];
+    int n, npointer;
+} Launch;
+
+static void pass(Launch *l, void *value) {
+    l->param[l->n++] = value;
+}
+
+static void pass_buffers(Launch *l, const Exec *x, void *const *arg, int n) {
+    for (int i = 0; i < n; i++) {
+        l->pointer[l->npointer] = cuda_address(x, arg[i]);
+        pass(l, &l->pointer[l->npointer++]);
+    }
+}
+
+static bool launch2(const Exec *x, CUfunction f, Launch *l, int64_t grid, int64_t grid_y, int block,
+                    PeftError *err) {
+    const CudaExec *d = x->cuda;
+    if (grid < 1 || grid_y < 1) return true;
+    return cuda_ok(d->api->cuLaunchKernel(f, (unsigned)grid, (unsigned)grid_y, 1, (unsigned)block,
+                                          1, 1, 0, d->stream, l->param, NULL),
+                   "launch a kernel", err);
+}
+
+static bool launch(const Exec *x, CUfunction f, Launch *l, int64_t grid, int block,
+                   PeftError *err) {
+    return launch2(x, f, l, grid, 1, block, err);
+}
+
+static int64_t ceil_div(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+
+/* Blocks that go on to other rows where there are more. */
+static int64_t most(int64_t rows) {
+    return rows < ROWS_GRID ? rows : ROWS_GRID;
+}
+
+static int64_t grid_of(const PeftKernel *k, int64_t rows, int64_t cols) {
+    int64_t parts = ceil_div(rows * cols, 4 * (int64_t)k->block);
+    switch (k->launch) {
+    case PEFT_LAUNCH_ROWS: return most(rows);
+    case PEFT_LAUNCH_COLUMNS: return ceil_div(cols, PEFT_SUM_COLUMNS);
+    case PEFT_LAUNCH_SUM: return parts < 1 ? 1 : parts < PEFT_SUM_BLOCKS ? parts : PEFT_SUM_BLOCKS;
+    default: return ceil_div(rows * cols, k->block);
+    }
+}
+
+/* Generated code: the step's buffers, the symbols, the rows of its space, its dropout sites. */
+static bool run_generated(const Exec *x, const PeftStep *s, void *const *arg, const int64_t *sym,
+                          PeftError *err) {
+    const PeftKernel *k = &x->program->kernel[s->kernel];
+    Launch l = {.n = 0};
+    int64_t rows = s->rows;
+    if (s->narg + 2 + k->nsite > MAX_PARAMS)
+        return peft_fail(err, "%s has more than %d parameters", k->name, MAX_PARAMS);
+    pass_buffers(&l, x, arg, s->narg);
+    pass(&l, &x->cuda->sym);
+    pass(&l, &rows);
+    for (int i = 0; i < k->nsite; i++) pass(&l, (void *)&k->site[i]);
+    return launch(x, x->cuda->kernel[s->kernel], &l, grid_of(k, peft_dim(rows, sym), s->cols),
+                  k->block, err);
+}
+
+/* An NF4 operand is dequantised behind the library's part of the workspace. */
+static bool dequantise(const Exec *x, void *const *arg, CUdeviceptr to, int64_t count, bool twice,
+                       PeftError *err) {
+    Launch l = {.n = 0};
+    pass_buffers(&l, x, arg, 1);
+    pass(&l, &to);
+    pass(&l, &count);
+    int double_quant = twice;
+    pass(&l, &double_quant);
+    return launch(x, x->cuda->dequant, &l, ceil_div(count, DEQUANT_VALUES * FLAT_BLOCK), FLAT_BLOCK,
+                  err);
+}
+
+/* The product, then what is fused behind it as a kernel over its elements or rows. */
+static bool run_gemm(const Exec *x, const PeftStep *s, void *const *arg, void *workspace,
+                     const int64_t *sym, PeftError *err) {
+    const PeftGemm *g = s->desc;
+    CudaExec *d = x->cuda;
+    CudaMatmul product = {.m = peft_dim(g->m, sym),
+                          .n = peft_dim(g->n, sym),
+                          .k = peft_dim(g->k, sym),
+                          .trans_a = g->trans_a,
+                          .trans_b = g->trans_b,
+                          .a = cuda_address(x, arg[0]),
+                          .b = cuda_address(x, arg[1]),
+                          .c = cuda_address(x, arg[2]),
+                          .workspace = cuda_address(x, workspace),
+                          .workspace_bytes = CUDA_LIBRARY_WORKSPACE};
+    if (g->b_dtype != DT_F32) {
+        product.b = product.workspace + CUDA_LIBRARY_WORKSPACE;
+        if (!dequantise(x, &arg[1], product.b, product.n * product.k, g->b_dtype == DT_NF4, err))
+            return false;
+    }
+    if (!cuda_gemm_run(d->gemm, &product, d->stream, err)) return false;
+    return x->program->kernel[s->kernel].launch == PEFT_LAUNCH_NONE ||
+           run_generated(x, s, arg, sym, err);
+}
+
+static bool run_attention(const Exec *x, const PeftStep *s, void *const *arg, const int64_t *sym,
+                          PeftError *err) {
+    const PeftAttention *a = s->desc;
+    bool grad = x->program->kernel[s->kernel].kind == PEFT_KERNEL_ATTENTION_GRAD;
+    Launch l = {.n = 0};
+    int heads = a->heads, site = a->site;
+    int64_t width = a->width, rows = a->rows;
+    float scale = (float)a->scale, p = (float)a->p;
+    pass_buffers(&l, x, arg, s->narg);
+    pass(&l, &x->cuda->sym);
+    pass(&l, &heads);
+    pass(&l, &width);
+    pass(&l, &rows);
+    pass(&l, &scale);
+    pass(&l, &p);
+    pass(&l, &site);
+    return launch(x, grad ? x->cuda->attention_grad : x->cuda->attention, &l,
+                  sym[PEFT_SYM_S] * heads, ATTENTION_BLOCK, err);
+}
+
+static bool run_indexed(const Exec *x, const PeftStep *s, void *const *arg, const int64_t *sym,
+                        PeftError *err) {
+    const PeftIndex *i = s->desc;
+    CudaExec *d = x->cuda;
+    Launch l = {.n = 0};
+    int64_t n = i->n, rows = i->rows, cols = peft_dim(i->cols, sym);
+    pass_buffers(&l, x, arg, s->narg);
+    pass(&l, &d->sym);
+    switch (x->program->kernel[s->kernel].kind) {
+    case PEFT_KERNEL_INDEX:
+        pass(&l, &n);
+        pass(&l, &rows);
+        return launch(x, d->index, &l, ceil_div(peft_dim(n, sym), FLAT_BLOCK), FLAT_BLOCK, err);
+    case PEFT_KERNEL_SEGMENT_SUM:
+        pass(&l, &n);
+        pass(&l, &cols);
+        return launch2(x, d->segment_sum, &l, ceil_div(cols, 32), most(peft_dim(n, sym)),
+                       FLAT_BLOCK, err);
+    default:
+        pass(&l, &rows);
+        pass(&l, &cols);
+        return launch(x, d->transpose, &l, ceil_div(peft_dim(rows, sym), 32) * ceil_div(cols, 32),
+                      FLAT_BLOCK, err);
+    }
+}
+
+bool cuda_step(const Exec *x, const PeftStep *s, void *const *arg, void *workspace,
+               const int64_t sym[PEFT_SYM_COUNT], PeftError *err) {
+    switch (x->program->kernel[s->kernel].kind) {
+    case PEFT_KERNEL_MAP:
+    case PEFT_KERNEL_COLUMN_SUM:
+    case PEFT_KERNEL_FULL_SUM: return run_generated(x, s, arg, sym, err);
+    case PEFT_KERNEL_GEMM: return run_gemm(x, s, arg, workspace, sym, err);
+    case PEFT_KERNEL_ATTENTION:
+    case PEFT_KERNEL_ATTENTION_GRAD: return run_attention(x, s, arg, sym, err);
+    default: return run_indexed(x, s, arg, sym, err);
+    }
+}
