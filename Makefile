@@ -74,7 +74,7 @@ $(COMPILER_OBJ): | $(BUILD)/grammar/peft.lex.c
 
 -include $(RUNTIME_OBJ:.o=.d) $(COMPILER_OBJ:.o=.d) $(BUILD)/compiler/main.d
 
--include tools/compare.mk docs/docs.mk
+-include tools/compare.mk tools/figures.mk tools/demo.mk tools/docker.mk docs/docs.mk
 
 .PHONY: clean
 clean:
@@ -96,6 +96,14 @@ $(BUILD)/tests/%: tests/unit/%.c $(BUILD)/libpeftc.a $(BUILD)/libpeftrt.a
 $(BUILD)/tests/%: tests/tools/%.c $(BUILD)/libpeftrt.a
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -I. -o $@ $< $(BUILD)/libpeftrt.a $(LIBS)
+
+# The CUDA templates, emulated on the CPU; skipped where there is no C++ compiler.
+TESTS += $(BUILD)/tests/test_cuda_templates
+$(BUILD)/tests/%: tests/unit/%.cpp $(BUILD)/libpeftrt.a $(CUDA_TEXT) tests/unit/cuda_emulator.h
+	@mkdir -p $(@D)
+	@if command -v $(CXX) >/dev/null; then \
+	  $(CXX) $(subst -std=gnu11,-std=gnu++17,$(CFLAGS)) -Wno-unknown-pragmas -Iruntime -I. -o $@ $< $(BUILD)/libpeftrt.a -lcmocka $(LIBS); \
+	else printf '#!/bin/sh\necho "skip $*: no C++ compiler ($(CXX))"\necho "[  SKIPPED ] $*"\n' >$@; chmod +x $@; fi
 
 TOOLS := $(patsubst tests/tools/%.c,$(BUILD)/tests/%,$(wildcard tests/tools/*.c))
 
@@ -172,6 +180,9 @@ help:
 	@echo 'make                     build/peftc and the runtime library'
 	@echo 'make test                everything that must hold; ONLY=name for one suite'
 	@echo 'make compare             the five runs side by side; BASE=dir DATA=dir for real ones'
+	@echo 'make figures             curves, memory, time, quality, table; COMPARISON=file FIGURES=dir'
+	@echo 'make demo                the live page on localhost: RUNS=dir DEMO_PORT=8080'
+	@echo 'make build jupyter sh stop    the Docker image and its container; GPU=1'
 	@echo 'make fetch               a real base model into data/minilm'
 	@echo 'make bench               a step against PyTorch; BASE=dir DATA=dir'
 	@echo 'make asan                make test with address and undefined-behaviour sanitizers'

@@ -1,7 +1,7 @@
 # ---- drawings of one encoder layer: make graphs (needs Graphviz) ----
 
 GRAPH_MODULE := bert.encoder.layer.0
-GRAPHS := $(foreach m,lora_r16 full_ft adapters,$(foreach v,forward backward fused,docs/graphs/$m.$v.svg))
+GRAPHS := $(foreach m,lora_r16 lora_r8 qlora_r16 full_ft adapters,$(foreach v,forward backward fused,docs/graphs/$m.$v.svg))
 
 .PHONY: graphs
 graphs: $(GRAPHS)

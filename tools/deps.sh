@@ -12,12 +12,14 @@ lacks_program make && want make
 lacks_program flex && want flex
 lacks_program bison && want bison
 lacks_program ar && want binutils
+lacks_program gnuplot && want gnuplot-nox
 if lacks_program "${CC:-cc}"; then
-    want libjansson-dev; want libutf8proc-dev; want zlib1g-dev; want libcmocka-dev
+    want libjansson-dev; want libutf8proc-dev; want zlib1g-dev; want libcmocka-dev; want libmicrohttpd-dev
 else
     lacks_header jansson.h && want libjansson-dev
     lacks_header utf8proc.h && want libutf8proc-dev
     lacks_header zlib.h && want zlib1g-dev
+    lacks_header microhttpd.h && want libmicrohttpd-dev
     printf '#include <stdarg.h>\n#include <stddef.h>\n#include <setjmp.h>\n#include <stdint.h>\n#include <cmocka.h>\n' |
         ${CC:-cc} -E -x c - >/dev/null 2>&1 || want libcmocka-dev
 fi

@@ -22,6 +22,7 @@ bool record_open(RunRecord *r, const char *dir, int64_t resume_at, PeftError *er
     }
     FILE *f = fopen(path, resume_at < 0 ? "w" : "r+");
     if (!f) return file_trouble(r, err);
+    setvbuf(f, NULL, _IOLBF, 0); /* others read the file while the run writes it */
     r->steps = f;
     r->steps_bytes = resume_at < 0 ? 0 : resume_at;
     if (resume_at < 0) return true;

@@ -14,7 +14,7 @@ typedef long long int64_t;
 typedef unsigned long long uint64_t;
 #endif
 
-#define PK_DEVICE static __device__ __forceinline__
+#define PK_DEVICE static __device__ __forceinline__ __attribute__((unused))
 #define PK_INF    __int_as_float(0x7f800000)
 #define PK_NAN    __int_as_float(0x7fc00000)
 #define PK_WARP   0xffffffffu /* all lanes */

@@ -147,7 +147,7 @@ static bool run_indexed(const Exec *x, const PeftStep *s, void *const *arg, cons
     case PEFT_KERNEL_INDEX:
         pass(&l, &n);
         pass(&l, &rows);
-        return launch(x, d->index, &l, ceil_div(peft_dim(n, sym), FLAT_BLOCK), FLAT_BLOCK, err);
+        return launch(x, d->index, &l, 1 + peft_dim(n, sym) / FLAT_BLOCK, FLAT_BLOCK, err);
     case PEFT_KERNEL_SEGMENT_SUM:
         pass(&l, &n);
         pass(&l, &cols);

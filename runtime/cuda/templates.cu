@@ -108,12 +108,14 @@ static __device__ float tile_dot(const Head &h, const Tile *tile, int r, const f
     const float *x = tile->at + r * h.ld;
     float even = 0.0f, odd = 0.0f;
     int c = 0;
+#pragma unroll 2
     for (; c + 4 <= h.dim; c += 4) {
         even = fmaf(x[c], y[c], even);
         odd = fmaf(x[c + 1], y[c + 1], odd);
         even = fmaf(x[c + 2], y[c + 2], even);
         odd = fmaf(x[c + 3], y[c + 3], odd);
     }
+#pragma unroll 1
     for (; c < h.dim; c++) even = fmaf(x[c], y[c], even);
     return even + odd;
 }

@@ -1,0 +1,445 @@
+/* Row-major products over a cuBLASLt that computes in the host's memory exactly what its interface
+ * says: column-major operands, leading dimensions, alpha and beta. So the order of operands,
+ * transposition, strides and types are tested against a plain row-major loop without a GPU. */
+#include "scratch.h"
+
+#include <math.h>
+
+#include "../../runtime/cuda/gemm.h"
+
+/* ---- a cuBLASLt of the test's own ---- */
+
+struct cublasLtContext {
+    int dummy;
+};
+struct cublasLtMatmulDescOpaque {
+    int32_t op[2]; /* of the first and the second operand */
+};
+struct cublasLtMatrixLayoutOpaque {
+    cudaDataType type;
+    int64_t rows, columns, ld;
+};
+struct cublasLtMatmulPreferenceOpaque {
+    uint64_t workspace;
+    uint32_t reduction, align[4];
+};
+
+static struct {
+    int live;           /* objects made and not destroyed */
+    int heuristics;     /* times asked */
+    uint64_t algorithm; /* of the last product */
+    CUdeviceptr workspace;
+    size_t workspace_bytes;
+    cublasStatus_t answer; /* of the heuristic */
+    cublasStatus_t launch;
+} lt;
+
+static cublasStatus_t lt_create(cublasLtHandle_t *h) {
+    *h = calloc(1, sizeof **h);
+    lt.live++;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+static cublasStatus_t lt_desc_create(cublasLtMatmulDesc_t *d, cublasComputeType_t compute,
+                                     cudaDataType scale) {
+    assert_int_equal(compute, 68); /* CUBLAS_COMPUTE_32F: neither TF32 nor bf16 inside */
+    assert_int_equal(scale, CUDA_R_32F);
+    *d = calloc(1, sizeof **d);
+    lt.live++;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+static cublasStatus_t lt_desc_set(cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes_t which,
+                                  const void *value, size_t size) {
+    assert_true(which == CUBLASLT_MATMUL_DESC_TRANSA || which == CUBLASLT_MATMUL_DESC_TRANSB);
+    assert_int_equal(size, sizeof(int32_t));
+    memcpy(&d->op[which - CUBLASLT_MATMUL_DESC_TRANSA], value, size);
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+static cublasStatus_t lt_layout_create(cublasLtMatrixLayout_t *l, cudaDataType type, uint64_t rows,
+                                       uint64_t columns, int64_t ld) {
+    *l = calloc(1, sizeof **l);
+    **l = (struct cublasLtMatrixLayoutOpaque){type, (int64_t)rows, (int64_t)columns, ld};
+    assert_true(ld >= (int64_t)rows);
+    lt.live++;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+static cublasStatus_t lt_preference_create(cublasLtMatmulPreference_t *p) {
+    *p = calloc(1, sizeof **p);
+    lt.live++;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+static cublasStatus_t lt_preference_set(cublasLtMatmulPreference_t p,
+                                        cublasLtMatmulPreferenceAttributes_t which,
+                                        const void *value, size_t size) {
+    switch (which) {
+    case CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES:
+        assert_int_equal(size, 8);
+        memcpy(&p->workspace, value, size);
+        break;
+    case CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK:
+        assert_int_equal(size, 4);
+        memcpy(&p->reduction, value, size);
+        break;
+    default:
+        assert_true(which >= 5 && which <= 8);
+        assert_int_equal(size, 4);
+        memcpy(&p->align[which - 5], value, size);
+    }
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+static cublasStatus_t lt_desc_destroy(cublasLtMatmulDesc_t d) {
+    free(d);
+    lt.live--;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+static cublasStatus_t lt_layout_destroy(cublasLtMatrixLayout_t l) {
+    free(l);
+    lt.live--;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+static cublasStatus_t lt_preference_destroy(cublasLtMatmulPreference_t p) {
+    free(p);
+    lt.live--;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+static cublasStatus_t lt_destroy(cublasLtHandle_t h) {
+    free(h);
+    lt.live--;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+/* Three algorithms, 10, 11 and 12, of which the second does not run. */
+static cublasStatus_t lt_heuristic(cublasLtHandle_t h, cublasLtMatmulDesc_t desc,
+                                   cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
+                                   cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
+                                   cublasLtMatmulPreference_t p, int requested,
+                                   cublasLtMatmulHeuristicResult_t *results, int *found) {
+    assert_true(h && desc && a && b && c == d);
+    assert_int_equal(requested, CUDA_GEMM_CANDIDATES);
+    assert_int_equal(p->reduction, 2); /* COMPUTE_TYPE: partial sums stay fp32 */
+    for (int i = 0; i < 4; i++) assert_int_equal(p->align[i], CUDA_GEMM_ALIGN);
+    lt.heuristics++;
+    *found = 0;
+    if (lt.answer != CUBLAS_STATUS_SUCCESS) return lt.answer;
+    *found = 3;
+    for (int i = 0; i < 3; i++) {
+        results[i] = (cublasLtMatmulHeuristicResult_t){.algo.data = {10 + (uint64_t)i}};
+        results[i].workspaceSize = p->workspace / 2;
+        results[i].state = i == 1 ? CUBLAS_STATUS_NOT_SUPPORTED : CUBLAS_STATUS_SUCCESS;
+    }
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+static float bf16_to_float(uint16_t x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+
+static uint16_t float_to_bf16(float f) { /* to nearest, ties to even; no NaN here */
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+/* Element (i, j) of a column-major matrix. */
+static float load(const void *at, const struct cublasLtMatrixLayoutOpaque *l, int64_t i,
+                  int64_t j) {
+    assert_true(i < l->rows && j < l->columns);
+    int64_t e = i + j * l->ld;
+    return l->type == CUDA_R_32F ? ((const float *)at)[e]
+                                 : bf16_to_float(((const uint16_t *)at)[e]);
+}
+
+static cublasStatus_t lt_matmul(cublasLtHandle_t h, cublasLtMatmulDesc_t desc, const void *alpha,
+                                const void *a, cublasLtMatrixLayout_t la, const void *b,
+                                cublasLtMatrixLayout_t lb, const void *beta, const void *c,
+                                cublasLtMatrixLayout_t lc, void *d, cublasLtMatrixLayout_t ld,
+                                const cublasLtMatmulAlgo_t *algo, void *workspace,
+                                size_t workspace_bytes, CUstream stream) {
+    assert_true(h && c == d && lc == ld && !stream);
+    lt.algorithm = algo->data[0];
+    lt.workspace = (uintptr_t)workspace;
+    lt.workspace_bytes = workspace_bytes;
+    if (lt.launch != CUBLAS_STATUS_SUCCESS) return lt.launch;
+    int64_t k = desc->op[0] == CUBLAS_OP_N ? la->columns : la->rows;
+    float scale = *(const float *)alpha, keep = *(const float *)beta;
+    for (int64_t j = 0; j < ld->columns; j++)
+        for (int64_t i = 0; i < ld->rows; i++) {
+            float sum = 0;
+            for (int64_t t = 0; t < k; t++)
+                sum += (desc->op[0] ? load(a, la, t, i) : load(a, la, i, t)) *
+                       (desc->op[1] ? load(b, lb, j, t) : load(b, lb, t, j));
+            float x = scale * sum + (keep == 0 ? 0 : keep * load(c, lc, i, j));
+            if (ld->type == CUDA_R_32F)
+                ((float *)d)[i + j * ld->ld] = x;
+            else
+                ((uint16_t *)d)[i + j * ld->ld] = float_to_bf16(x);
+        }
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+static const char *lt_text(cublasStatus_t status) {
+    return status == CUBLAS_STATUS_ALLOC_FAILED ? "allocation failed" : "not supported";
+}
+
+static const CudaApi api = {.cublaslt_version = 130100,
+                            .cublasLtGetStatusString = lt_text,
+                            .cublasLtCreate = lt_create,
+                            .cublasLtDestroy = lt_destroy,
+                            .cublasLtMatmulDescCreate = lt_desc_create,
+                            .cublasLtMatmulDescDestroy = lt_desc_destroy,
+                            .cublasLtMatmulDescSetAttribute = lt_desc_set,
+                            .cublasLtMatrixLayoutCreate = lt_layout_create,
+                            .cublasLtMatrixLayoutDestroy = lt_layout_destroy,
+                            .cublasLtMatmulPreferenceCreate = lt_preference_create,
+                            .cublasLtMatmulPreferenceDestroy = lt_preference_destroy,
+                            .cublasLtMatmulPreferenceSetAttribute = lt_preference_set,
+                            .cublasLtMatmulAlgoGetHeuristic = lt_heuristic,
+                            .cublasLtMatmul = lt_matmul};
+
+static CudaGemm *gemm;
+
+static int set_up(void **state) {
+    (void)state;
+    memset(&lt, 0, sizeof lt);
+    PeftError err = {0};
+    return cuda_gemm_open(&gemm, &api, &err) ? 0 : -1;
+}
+
+static int tear_down(void **state) {
+    (void)state;
+    cuda_gemm_close(gemm);
+    return lt.live == 0 ? 0 : -1;
+}
+
+/* ---- the tests ---- */
+
+enum { ELEMENTS = 256 };
+
+static _Alignas(256) unsigned char buffer[3][ELEMENTS * 4];
+static _Alignas(256) unsigned char scratch_memory[4096];
+
+static CUdeviceptr address(const void *p) {
+    return (uintptr_t)p;
+}
+
+/* Small integers: products and sums are exact in fp32, and small ones in bf16. */
+static float value_of(int which, int64_t e) {
+    return (float)((e * 7 + which * 3) % 5 - 2);
+}
+
+static void store(int which, CudaGemmType type, int64_t e, float x) {
+    if (type == CUDA_GEMM_F32)
+        ((float *)buffer[which])[e] = x;
+    else
+        ((uint16_t *)buffer[which])[e] = float_to_bf16(x);
+}
+
+static float stored(int which, CudaGemmType type, int64_t e) {
+    return type == CUDA_GEMM_F32 ? ((float *)buffer[which])[e]
+                                 : bf16_to_float(((uint16_t *)buffer[which])[e]);
+}
+
+static CudaMatmul product_of(int64_t m, int64_t n, int64_t k) {
+    return (CudaMatmul){.m = m,
+                        .n = n,
+                        .k = k,
+                        .a = address(buffer[0]),
+                        .b = address(buffer[1]),
+                        .c = address(buffer[2])};
+}
+
+/* Runs a product and compares all of C's buffer, the gaps between rows too. */
+static void check(CudaMatmul x) {
+    int64_t lda = x.lda ? x.lda : x.trans_a ? x.m : x.k, ldc = x.ldc ? x.ldc : x.n;
+    int64_t ldb = x.ldb ? x.ldb : x.trans_b ? x.k : x.n;
+    for (int64_t e = 0; e < ELEMENTS; e++) {
+        store(0, x.in, e, value_of(0, e));
+        store(1, x.in, e, value_of(1, e));
+        store(2, x.out, e, value_of(2, e));
+    }
+    PeftError err = {0};
+    if (!cuda_gemm_run(gemm, &x, NULL, &err)) fail_msg("%s", err.msg);
+    for (int64_t e = 0; e < ELEMENTS; e++) {
+        int64_t i = e / ldc, j = e % ldc;
+        float expected = value_of(2, e);
+        if (i < x.m && j < x.n) {
+            if (!x.accumulate) expected = 0;
+            for (int64_t t = 0; t < x.k; t++)
+                expected += value_of(0, x.trans_a ? t * lda + i : i * lda + t) *
+                            value_of(1, x.trans_b ? j * ldb + t : t * ldb + j);
+        }
+        if (!(stored(2, x.out, e) == expected))
+            fail_msg("C[%d, %d]: %g, expected %g (trans %d %d)", (int)i, (int)j,
+                     (double)stored(2, x.out, e), (double)expected, x.trans_a, x.trans_b);
+    }
+}
+
+static void test_row_major(void **state) {
+    (void)state;
+    for (int bits = 0; bits < 32; bits++) {
+        CudaMatmul x = product_of(3, 5, 7);
+        x.trans_a = bits & 1;
+        x.trans_b = bits & 2;
+        x.accumulate = bits & 4;
+        if (bits & 8) x.lda = 11, x.ldb = 9, x.ldc = 8;
+        x.in = bits & 16 ? CUDA_GEMM_BF16 : CUDA_GEMM_F32;
+        check(x);
+        if (bits & 16) {
+            x.out = CUDA_GEMM_BF16;
+            check(x);
+        }
+    }
+    check(product_of(1, 1, 1));
+    check(product_of(16, 1, 3));
+    check(product_of(1, 16, 3));
+}
+
+static void test_result_is_not_read(void **state) {
+    (void)state;
+    CudaMatmul x = product_of(2, 2, 2);
+    for (int64_t e = 0; e < 4; e++) {
+        store(0, CUDA_GEMM_F32, e, 1);
+        store(1, CUDA_GEMM_F32, e, 1);
+        store(2, CUDA_GEMM_F32, e, NAN);
+    }
+    PeftError err = {0};
+    assert_true(cuda_gemm_run(gemm, &x, NULL, &err));
+    for (int64_t e = 0; e < 4; e++) assert_true(stored(2, CUDA_GEMM_F32, e) == 2);
+}
+
+static void test_plans_are_kept(void **state) {
+    (void)state;
+    PeftError err = {0};
+    CudaMatmul base = product_of(4, 4, 4);
+    CudaGemmPlan *plan = cuda_gemm_plan(gemm, &base, &err);
+    assert_non_null(plan);
+    CudaMatmul same = base;
+    same.ldc = 4; /* what 0 means */
+    same.accumulate = true;
+    same.c = 0;
+    assert_ptr_equal(cuda_gemm_plan(gemm, &same, &err), plan);
+    assert_int_equal(lt.heuristics, 1);
+    CudaMatmul other[8];
+    for (int i = 0; i < 8; i++) other[i] = base;
+    other[0].m = 5;
+    other[1].n = 3;
+    other[2].k = 3;
+    other[3].trans_a = true;
+    other[4].trans_b = true;
+    other[5].in = CUDA_GEMM_BF16;
+    other[6].ldc = 6;
+    other[7].workspace_bytes = 1024;
+    for (int i = 0; i < 8; i++) assert_ptr_not_equal(cuda_gemm_plan(gemm, &other[i], &err), plan);
+    for (int64_t n = 1; n <= 2000; n++) {
+        CudaMatmul many = product_of(n, 1, 1);
+        assert_non_null(cuda_gemm_plan(gemm, &many, &err));
+    }
+    assert_int_equal(lt.heuristics, 2009);
+    assert_ptr_equal(cuda_gemm_plan(gemm, &base, &err), plan);
+}
+
+static void test_selection(void **state) {
+    (void)state;
+    PeftError err = {0};
+    CudaMatmul x = product_of(2, 3, 4);
+    CudaGemmPlan *plan = cuda_gemm_plan(gemm, &x, &err);
+    assert_int_equal(cuda_gemm_candidates(plan), 2); /* one of the three was not usable */
+    assert_int_equal(cuda_gemm_selected(plan), 0);
+    check(x);
+    assert_int_equal(lt.algorithm, 10);
+    cuda_gemm_select(plan, 1);
+    check(x);
+    assert_int_equal(lt.algorithm, 12);
+    cuda_gemm_select(plan, 2);
+    cuda_gemm_select(plan, -1);
+    assert_int_equal(cuda_gemm_selected(plan), 1);
+}
+
+/* Wherever the workspace begins, the library gets an aligned part that lies within it. */
+static void test_workspace(void **state) {
+    (void)state;
+    for (size_t bytes = 0; bytes < 2048; bytes += 101)
+        for (size_t start = 0; start < 512; start += 64) {
+            CudaMatmul x = product_of(2, 2, 2);
+            x.workspace = address(scratch_memory + start);
+            x.workspace_bytes = bytes;
+            check(x);
+            if (lt.workspace_bytes == 0) continue;
+            assert_int_equal(lt.workspace % 256, 0);
+            assert_true(lt.workspace >= x.workspace);
+            assert_true(lt.workspace + lt.workspace_bytes <= x.workspace + bytes);
+        }
+    CudaMatmul x = product_of(2, 2, 2);
+    x.workspace_bytes = 1000;
+    PeftError err = {0};
+    assert_false(cuda_gemm_run(gemm, &x, NULL, &err));
+    assert_message(&err, "1000 bytes of workspace", NULL);
+}
+
+static void assert_run_fails(CudaMatmul x, const char *text) {
+    PeftError err = {0};
+    assert_false(cuda_gemm_run(gemm, &x, NULL, &err));
+    assert_message(&err, text, NULL);
+}
+
+static void test_refused(void **state) {
+    (void)state;
+    assert_run_fails(product_of(0, 2, 2), "m = 0");
+    assert_run_fails(product_of(2, -1, 2), "n = -1");
+    assert_run_fails(product_of(2, 2, (int64_t)1 << 31), "k = 2147483648");
+    CudaMatmul x = product_of(4, 4, 8);
+    x.lda = 7;
+    assert_run_fails(x, "row strides 7, 4, 4: expected at least 8, 4, 4");
+    x.trans_a = true; /* [k, m] has rows of 4 */
+    check(x);
+    x = product_of(4, 4, 8);
+    x.out = CUDA_GEMM_BF16;
+    assert_run_fails(x, "expected an fp32 result");
+    x = product_of(4, 4, 8);
+    x.b += 8;
+    assert_run_fails(x, "expected multiples of 16");
+}
+
+static void test_library_failures(void **state) {
+    (void)state;
+    PeftError err = {0};
+    CudaMatmul x = product_of(4, 6, 8);
+    x.trans_b = true;
+    x.in = CUDA_GEMM_BF16;
+    lt.answer = CUBLAS_STATUS_NOT_SUPPORTED;
+    int live = lt.live;
+    assert_null(cuda_gemm_plan(gemm, &x, &err));
+    assert_message(&err, "cuBLASLt 13.1", "no algorithm for C[4, 6] = A B^T, k = 8, bf16 to fp32",
+                   "not supported", NULL);
+    assert_int_equal(lt.live, live);
+    lt.answer = CUBLAS_STATUS_SUCCESS;
+    lt.launch = CUBLAS_STATUS_ALLOC_FAILED;
+    err = (PeftError){0};
+    assert_false(cuda_gemm_run(gemm, &x, NULL, &err));
+    assert_message(&err, "launch for C[4, 6]", "allocation failed", NULL);
+    assert_int_equal(err.code, 3);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_row_major, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_result_is_not_read, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_plans_are_kept, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_selection, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_workspace, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_refused, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_library_failures, set_up, tear_down),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
