@@ -113,8 +113,9 @@ static bool timed_steps(Trainer *t, int64_t n, StepTimes *out, PeftError *err) {
  * batches of sizes that it has seen. */
 static bool warm_up(Trainer *t, const Exec *x, int64_t steps, StepTimes *whole, PeftError *err) {
     if (x->device != DEVICE_CUDA) return trainer_steps(t, 2, err);
-    return trainer_steps(t, steps, err) && trainer_seek(t, 0, 0, err) &&
-           timed_steps(t, steps, whole, err);
+    for (int pass = 0; pass < 2; pass++) /* launched, then captured */
+        if (!trainer_steps(t, steps, err) || !trainer_seek(t, 0, 0, err)) return false;
+    return timed_steps(t, steps, whole, err);
 }
 
 static bool report(const Exec *x, int64_t steps, const StepTimes *times, bool json,

@@ -9,7 +9,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { MAX_GRAPHS = 1024 };
+enum { MAX_GRAPHS = 1024, LONGEST = 512, WIDEST_HEAD = 128 };
 
 extern const char cuda_text[]; /* kernel_cuda.h and templates.cu */
 
@@ -81,20 +81,40 @@ static bool reserve(Exec *x, PeftError *err) {
                    err);
 }
 
+/* What templates.cu has room for. */
+static bool attention_fits(const Exec *x, PeftError *err) {
+    const PeftConfig *c = &x->program->config;
+    int64_t longest = x->train_sym[PEFT_SYM_L] > x->eval_sym[PEFT_SYM_L] ? x->train_sym[PEFT_SYM_L]
+                                                                         : x->eval_sym[PEFT_SYM_L];
+    if (longest > LONGEST)
+        return peft_fail(err,
+                         "a sequence has %lld tokens and --device cuda takes at most %d; use"
+                         " --device cpu",
+                         (long long)longest, LONGEST);
+    if (c->heads > 0 && c->hidden / c->heads > WIDEST_HEAD)
+        return peft_fail(err,
+                         "the model's heads are %lld wide and --device cuda takes at most %d;"
+                         " use --device cpu",
+                         (long long)(c->hidden / c->heads), WIDEST_HEAD);
+    return true;
+}
+
 bool cuda_open(Exec *x, PeftError *err) {
+    if (!attention_fits(x, err)) return false;
     CudaExec *d = x->cuda = peft_zalloc(1, sizeof *x->cuda, err);
     if (!d || !cuda_api_open(&d->api, err) || !cuda_device_open(d->api, 0, &d->gpu, err))
         return false;
     if (!cuda_ok(d->api->cuStreamCreate(&d->stream, CU_STREAM_NON_BLOCKING), "make a stream", err))
         return false;
     d->touched = peft_zalloc((size_t)x->program->nvar, 1, err);
-    if (!getenv("PEFTC_NO_GRAPHS")) d->graph = peft_zalloc(MAX_GRAPHS, sizeof *d->graph, err);
-    return d->touched && reserve(x, err) && compile(x, err) && find_kernels(x, err) &&
+    d->graph = peft_zalloc(MAX_GRAPHS, sizeof *d->graph, err);
+    return d->touched && d->graph && reserve(x, err) && compile(x, err) && find_kernels(x, err) &&
            cuda_gemm_open(&d->gemm, d->api, err);
 }
 
 static void drop_graphs(CudaExec *d) {
-    for (int i = 0; i < d->ngraph; i++) d->api->cuGraphExecDestroy(d->graph[i].exec);
+    for (int i = 0; i < d->ngraph; i++)
+        if (d->graph[i].exec) d->api->cuGraphExecDestroy(d->graph[i].exec);
     d->ngraph = 0;
 }
 
@@ -211,14 +231,12 @@ static bool launch_steps(Exec *x, PeftFn fn, const int64_t *sym, PeftError *err)
     return true;
 }
 
-/* The function's launches for this size of batch as one graph, captured when it is new. */
-static CudaGraph *find_graph(Exec *x, PeftFn fn, const int64_t *sym, PeftError *err) {
-    CudaExec *d = x->cuda;
+/* The entry for this size of batch. */
+static CudaGraph *find_graph(CudaExec *d, PeftFn fn, const int64_t *sym) {
     CudaGraph key = {.fn = fn,
                      .tokens = sym[PEFT_SYM_T],
                      .sequences = sym[PEFT_SYM_S],
                      .masked = sym[PEFT_SYM_M]};
-    CUgraph graph = NULL;
     for (int i = 0; i < d->ngraph; i++) {
         const CudaGraph *g = &d->graph[i];
         if (g->fn == key.fn && g->tokens == key.tokens && g->sequences == key.sequences &&
@@ -226,27 +244,35 @@ static CudaGraph *find_graph(Exec *x, PeftFn fn, const int64_t *sym, PeftError *
             return &d->graph[i];
     }
     if (d->ngraph == MAX_GRAPHS) drop_graphs(d);
-    if (!cuda_ok(d->api->cuStreamBeginCapture(d->stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL),
-                 "capture a function", err))
-        return NULL;
-    bool ok = launch_steps(x, fn, sym, err);
-    ok = cuda_ok(d->api->cuStreamEndCapture(d->stream, &graph), "capture a function", err) && ok;
-    ok = ok && cuda_ok(d->api->cuGraphInstantiate(&key.exec, graph, 0), "make a graph", err);
-    if (graph) d->api->cuGraphDestroy(graph);
-    if (!ok) return NULL;
     d->graph[d->ngraph] = key;
     return &d->graph[d->ngraph++];
 }
 
-bool cuda_run(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT], PeftError *err) {
+static bool capture(Exec *x, PeftFn fn, const int64_t *sym, CUgraphExec *exec, PeftError *err) {
     CudaExec *d = x->cuda;
-    if (!push(x, sym, err)) return false;
-    if (x->time[fn] || !d->graph) {
-        if (!launch_steps(x, fn, sym, err)) return false;
-    } else {
-        CudaGraph *g = find_graph(x, fn, sym, err);
-        if (!g || !cuda_ok(d->api->cuGraphLaunch(g->exec, d->stream), "launch a graph", err))
-            return false;
-    }
-    return fetch_outputs(x, fn, sym, err);
+    CUgraph graph = NULL;
+    if (!cuda_ok(d->api->cuStreamBeginCapture(d->stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL),
+                 "capture a function", err))
+        return false;
+    bool ok = launch_steps(x, fn, sym, err);
+    ok = cuda_ok(d->api->cuStreamEndCapture(d->stream, &graph), "capture a function", err) && ok;
+    ok = ok && cuda_ok(d->api->cuGraphInstantiate(exec, graph, 0), "make a graph", err);
+    if (graph) d->api->cuGraphDestroy(graph);
+    return ok;
+}
+
+/* The first batch of a size is launched step by step, since libraries load their kernels then; the
+ * second one is captured, and from then on the size is one graph launch. */
+static bool launch_function(Exec *x, PeftFn fn, const int64_t *sym, PeftError *err) {
+    CudaExec *d = x->cuda;
+    if (x->time[fn]) return launch_steps(x, fn, sym, err);
+    int known = d->ngraph;
+    CudaGraph *g = find_graph(d, fn, sym);
+    if (d->ngraph != known) return launch_steps(x, fn, sym, err);
+    if (!g->exec && !capture(x, fn, sym, &g->exec, err)) return false;
+    return cuda_ok(d->api->cuGraphLaunch(g->exec, d->stream), "launch a graph", err);
+}
+
+bool cuda_run(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT], PeftError *err) {
+    return push(x, sym, err) && launch_function(x, fn, sym, err) && fetch_outputs(x, fn, sym, err);
 }

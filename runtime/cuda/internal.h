@@ -8,7 +8,7 @@
 
 enum { CUDA_LIBRARY_WORKSPACE = 4 << 20 }; /* bytes that one matrix product may use */
 
-typedef struct CudaGraph { /* a function captured for one size of batch */
+typedef struct CudaGraph { /* a function for one size of batch; exec: captured, or NULL so far */
     PeftFn fn;
     int64_t tokens, sequences, masked;
     CUgraphExec exec;
@@ -23,7 +23,7 @@ struct CudaExec {
     CUfunction attention, attention_grad, index, segment_sum, transpose, dequant;
     CudaGemm *gemm;
     CUdeviceptr arena, sym;
-    CudaGraph *graph; /* NULL: every step is launched by itself */
+    CudaGraph *graph;
     int ngraph;
     bool *touched; /* by variable: the host may have written it */
 };
