@@ -1,6 +1,7 @@
-/* The CUDA device of exec.c: the program's kernels compiled, its arena in the GPU's memory, its steps
- * launched. The host's arena mirrors variables, inputs and outputs: variables that exec_var handed
- * out are copied to the device before the next run, outputs back after it, variables on exec_pull. */
+/* The CUDA device of exec.c: the program's kernels compiled, its arena in the GPU's memory, its
+ * steps launched. The host's arena mirrors variables, inputs and outputs: variables that exec_var
+ * handed out are copied to the device before the next run, outputs back after it, variables on
+ * exec_pull. */
 #ifndef PEFT_CUDA_DEVICE_H
 #define PEFT_CUDA_DEVICE_H
 
