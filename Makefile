@@ -49,12 +49,15 @@ $(BUILD)/%.o: %.c
 # Micro-kernels and row loops are where the time goes.
 $(BUILD)/runtime/cpu/%.o: OPT := $(OPT:-O2=-O3)
 
+# Lines of text as lines of a C string.
+C_STRING := sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/.*/    "&\\n"/'
+
 # The CUDA source that every program's kernels are compiled behind, as a string.
 CUDA_TEXT := runtime/cuda/kernel_cuda.h runtime/cuda/templates.cu
 $(BUILD)/cuda_text.c: $(CUDA_TEXT)
 	@mkdir -p $(@D)
 	@{ echo 'extern const char cuda_text[];'; echo 'const char cuda_text[] ='; \
-	  sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/.*/    "&\\n"/' $^; echo '    ;'; } >$@
+	  $(C_STRING) $^; echo '    ;'; } >$@
 
 $(BUILD)/cuda_text.o: $(BUILD)/cuda_text.c
 	$(CC) $(CFLAGS) -c -o $@ $<

@@ -13,10 +13,10 @@
 #include "text.h"
 
 #include "../runtime/io/config.h"
+#include "../runtime/measure.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 typedef struct Compilation {
     const Options *o;
@@ -28,14 +28,8 @@ typedef struct Compilation {
     double started;
 } Compilation;
 
-static double seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static void note_time(Compilation *c, const char *what) {
-    double t = seconds();
+    double t = clock_seconds();
     if (c->o->time_passes) fprintf(stderr, "%-12s %8.2f ms\n", what, 1e3 * (t - c->started));
     c->started = t;
 }
@@ -232,7 +226,7 @@ static bool produce(Compilation *c, PeftError *err) {
     else if (strcmp(kind, "c") == 0)
         emit_c(out, build_tables(c));
     else if (strcmp(kind, "cuda") == 0)
-        emit_cuda(out, build_tables(c));
+        fputs(build_tables(c)->table.cuda_source, out);
     else
         ok = print_plan(c, out, err);
     ok =
@@ -242,7 +236,7 @@ static bool produce(Compilation *c, PeftError *err) {
 }
 
 static bool compile(Compilation *c, PeftError *err) {
-    c->started = seconds();
+    c->started = clock_seconds();
     if (!(c->o->from_graph ? read_graph(c, err) : elaborate_program(c, err))) return false;
     note_time(c, "elaborate");
     if (!run_passes(c, err)) return false;

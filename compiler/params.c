@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../runtime/measure.h"
+
 /* ---- counts ---- */
 
 static bool is_param(const Graph *g, const ModelInfo *info, int32_t i) {
@@ -27,18 +29,6 @@ ParamCounts params_count(const Graph *g) {
         if (v->trainable) c.trainable += type_count(v->type);
     }
     return c;
-}
-
-/* 1234567 as "1,234,567". */
-static const char *commas(int64_t n, char buf[32]) {
-    char digits[24];
-    int len = snprintf(digits, sizeof digits, "%" PRId64, n), at = 0;
-    for (int i = 0; i < len; i++) {
-        if (i && (len - i) % 3 == 0 && digits[i - 1] != '-') buf[at++] = ',';
-        buf[at++] = digits[i];
-    }
-    buf[at] = '\0';
-    return buf;
 }
 
 static double percent(int64_t part, int64_t whole) {
@@ -139,8 +129,8 @@ static void print_shape(FILE *to, Type t) {
     char a[32], b[32];
     int64_t x = t.rank > 0 ? t.dim[0] : 1, y = t.rank > 1 ? t.dim[1] : 1;
     int64_t high = x > y ? x : y, low = x > y ? y : x;
-    fputs(commas(high, a), to);
-    if (low > 1) fprintf(to, " x %s", commas(low, b));
+    fputs(with_commas(high, a), to);
+    if (low > 1) fprintf(to, " x %s", with_commas(low, b));
 }
 
 static void print_group(FILE *to, const Graph *g, const ModelInfo *info, const Group *u) {
@@ -148,8 +138,8 @@ static void print_group(FILE *to, const Graph *g, const ModelInfo *info, const G
     const char *name = NULL;
     int64_t factor = common_factor(g, info, u, &name);
     bool brackets = u->nvar > 1 && (u->count > 1 || factor);
-    if (u->count > 1) fprintf(to, "%s x ", commas(u->count, text));
-    if (factor) fprintf(to, "%s x ", commas(factor, text));
+    if (u->count > 1) fprintf(to, "%s x ", with_commas(u->count, text));
+    if (factor) fprintf(to, "%s x ", with_commas(factor, text));
     if (brackets) fputc('(', to);
     for (int i = 0; i < u->nvar; i++) {
         Type t = g->var[u->var[i]].type;
@@ -157,10 +147,11 @@ static void print_group(FILE *to, const Graph *g, const ModelInfo *info, const G
         if (!factor)
             print_shape(to, t);
         else
-            fputs(commas(strcmp(info->param[u->var[i]].dim_text[0], name) == 0 && t.dim[0] == factor
-                             ? t.dim[1]
-                             : t.dim[0],
-                         text),
+            fputs(with_commas(strcmp(info->param[u->var[i]].dim_text[0], name) == 0 &&
+                                      t.dim[0] == factor
+                                  ? t.dim[1]
+                                  : t.dim[0],
+                              text),
                   to);
     }
     if (brackets) fputc(')', to);
@@ -182,10 +173,10 @@ const char *params_derivation(Graph *g, const ModelInfo *info) {
             plus = " + ";
         }
     if (all->rest)
-        fprintf(to, "%s%s", plus, commas(all->rest, number));
+        fprintf(to, "%s%s", plus, with_commas(all->rest, number));
     else if (!*plus)
         fputs("0", to);
-    fprintf(to, " = %s", commas(params_count(g).trainable, number));
+    fprintf(to, " = %s", with_commas(params_count(g).trainable, number));
     fclose(to);
     const char *kept = graph_printf(g, "%s", text);
     free(text);
@@ -219,8 +210,8 @@ static Kind *by_kind(Graph *g, const ModelInfo *info, int *n) {
 
 static void print_row(FILE *to, const char *name, const ParamCounts *c) {
     char total[32], trainable[32];
-    fprintf(to, "  %-16s %7d %15s %15s %9.4f %%\n", name, c->tensors, commas(c->total, total),
-            commas(c->trainable, trainable), percent(c->trainable, c->total));
+    fprintf(to, "  %-16s %7d %15s %15s %9.4f %%\n", name, c->tensors, with_commas(c->total, total),
+            with_commas(c->trainable, trainable), percent(c->trainable, c->total));
 }
 
 /* How often the hidden size holds an adapter's bottleneck: AdapterHub's reduction factor. */

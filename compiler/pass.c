@@ -3,11 +3,12 @@
 #include "pass.h"
 
 #include <string.h>
-#include <time.h>
 
 #include "optimizer.h"
 #include "text.h"
 #include "verify.h"
+
+#include "../runtime/measure.h"
 
 typedef struct Pass {
     const char *name, *what;
@@ -95,12 +96,6 @@ void passes_list(FILE *to) {
 
 /* ---- running ---- */
 
-static double now_ms(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
-}
-
 static int count_live(Graph *g) {
     int32_t sum = 0;
     for (int f = 0; f < PEFT_FN_COUNT; f++) {
@@ -118,9 +113,9 @@ void passes_run(Graph *g, const PassOptions *o) {
     for (int i = 0; i < PASS_COUNT; i++) {
         const Pass *p = &passes[i];
         if (!p->required && listed(o->skip, p->name)) continue;
-        double start = now_ms();
+        double start = clock_seconds();
         bool changed = p->run(g, &c);
-        double ms = now_ms() - start;
+        double ms = 1e3 * (clock_seconds() - start);
         verify_graph(g, p->name);
         const char *note = changed ? "" : " (unchanged)";
         if (o->time) fprintf(o->log, "%-12s %9.3f %7d%s\n", p->name, ms, count_live(g), note);

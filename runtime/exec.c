@@ -3,13 +3,13 @@
 #include "exec.h"
 #include "cpu/steps.h"
 #include "cuda/device.h"
+#include "measure.h"
 #include "null/null.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
 static const int64_t no_sym[PEFT_SYM_COUNT];
@@ -164,12 +164,6 @@ static void note_high_water(Exec *x, PeftFn fn, const PeftStep *s, const int64_t
     }
 }
 
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 bool exec_profile(Exec *x, PeftFn fn, PeftError *err) {
     free(x->time[fn]);
     x->time[fn] = peft_zalloc((size_t)x->program->fn[fn].nstep, sizeof(StepTime), err);
@@ -229,9 +223,9 @@ bool exec_run(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT], PeftError *
     for (int i = 0; i < f->nstep; i++) {
         const PeftStep *s = &f->step[i];
         if (x->device == DEVICE_CPU) {
-            double t0 = x->time[fn] ? now() : 0;
+            double t0 = x->time[fn] ? clock_seconds() : 0;
             cpu_step(x->program, s, arg, x->workspace[fn][i], full, x->threads);
-            if (x->time[fn]) exec_note_time(x, fn, i, now() - t0, full);
+            if (x->time[fn]) exec_note_time(x, fn, i, clock_seconds() - t0, full);
         }
         arg += s->narg;
     }

@@ -9,7 +9,7 @@ $(BUILD)/demo_page.c: tools/demo/page.html
 	@digest() { { echo; sed -n "/^<$$1>$$/,/^<\/$$1>$$/p" $< | sed '1d;$$d'; } | sha256sum | cut -c1-64 | \
 	    tr a-f A-F | basenc --base16 -d | base64; }; \
 	  { echo 'extern const char page_text[], page_policy[];'; echo 'const char page_text[] ='; \
-	    sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/.*/    "&\\n"/' $<; echo '    ;'; \
+	    $(C_STRING) $<; echo '    ;'; \
 	    echo 'const char page_policy[] ='; \
 	    echo '    "default-src '"'none'; script-src 'sha256-$$(digest script)'; style-src 'sha256-$$(digest style)'; "'"'; \
 	    echo '    "img-src '"'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"'";'; \

@@ -23,18 +23,22 @@ void c_line(CPrinter *p, const char *fmt, ...) {
     va_end(ap);
 }
 
-static void open_brace(CPrinter *p, const char *text) {
+void c_open(CPrinter *p, const char *text) {
     c_line(p, "%s {", text);
     p->indent++;
 }
 
-static void close_brace(CPrinter *p) {
+void c_close(CPrinter *p) {
     p->indent--;
     c_line(p, "}");
 }
 
-static bool is_sum(const Kernel *k) {
-    return k->kind == PEFT_KERNEL_COLUMN_SUM || k->kind == PEFT_KERNEL_FULL_SUM;
+/* Names given from here on end with the scope: p->named is the result again. */
+bool *c_begin_scope(CPrinter *p) {
+    bool *outside = p->named;
+    p->named = graph_alloc(p->g, (size_t)p->body->n + 1);
+    memcpy(p->named, outside, (size_t)p->body->n);
+    return outside;
 }
 
 static long long cols_of(const CPrinter *p) {
@@ -90,7 +94,7 @@ static void declare_scratch(CPrinter *p) {
         else if ((is_reduction(in) && !reduces_buffer(p->body, in)) || c_is_filled(p, in))
             c_line(p, "float s%d[%lld];", v, block_width(p));
     }
-    for (int i = 0; is_sum(p->kernel) && i < p->kernel->nout; i++)
+    for (int i = 0; is_sum_kernel(p->kernel) && i < p->kernel->nout; i++)
         if (p->kernel->kind == PEFT_KERNEL_COLUMN_SUM || is_element(p, p->kernel->out_val[i]))
             c_line(p, "float t%d[%lld];", i, block_width(p));
 }
@@ -164,8 +168,8 @@ static void print_effects(CPrinter *p) {
             c_line(p, "s%d[%s] = %s;", v, c_scratch(p), c_value(p, in->a));
     }
     if (p->loop != p->loops.n - 1) return;
-    if (!is_sum(p->kernel)) c_stores(p, true);
-    for (int i = 0; is_sum(p->kernel) && i < p->kernel->nout; i++)
+    if (!is_sum_kernel(p->kernel)) c_stores(p, true);
+    for (int i = 0; is_sum_kernel(p->kernel) && i < p->kernel->nout; i++)
         c_line(p, "t%d[%s] %s %s;", i, c_scratch(p), add, c_value(p, p->kernel->out_val[i]));
 }
 
@@ -173,16 +177,14 @@ static void print_columns(CPrinter *p, const char *header) {
     bool used = false;
     for (int v = 0; v < p->body->n; v++) used |= p->loops.uses[v] != 0;
     if (!used && p->loop != p->loops.n - 1) return; /* all it does is reduce buffers */
-    bool *outside = p->named;
-    p->named = graph_alloc(p->g, (size_t)p->body->n + 1);
-    memcpy(p->named, outside, (size_t)p->body->n);
+    bool *outside = c_begin_scope(p);
     fill_scratch(p);
     c_line(p, "PEFT_SIMD");
-    open_brace(p, header);
+    c_open(p, header);
     for (int v = 0; v < p->body->n; v++)
         if (p->loops.uses[v]) c_name(p, v, p->loops.uses[v] > 1);
     print_effects(p);
-    close_brace(p);
+    c_close(p);
     p->named = outside;
 }
 
@@ -235,14 +237,14 @@ static void print_loop(CPrinter *p) {
     p->count = blocks ? "n" : graph_printf(p->g, "%lld", cols);
     p->block = blocks ? "c - b" : NULL;
     if (blocks) {
-        open_brace(p, graph_printf(p->g, "for (int64_t b = 0; b < %lld; b += %lld)", cols, width));
+        c_open(p, graph_printf(p->g, "for (int64_t b = 0; b < %lld; b += %lld)", cols, width));
         c_line(p, "const int64_t n = %lld - b < %lld ? %lld - b : %lld;", cols, width, cols, width);
         print_columns(p, "for (int64_t c = b; c < b + n; c++)");
     } else {
         print_columns(p, graph_printf(p->g, "for (int64_t c = 0; c < %lld; c++)", cols));
     }
     print_reductions(p, blocks);
-    if (blocks) close_brace(p);
+    if (blocks) c_close(p);
 }
 
 static void print_row(CPrinter *p) {
@@ -251,7 +253,7 @@ static void print_row(CPrinter *p) {
         print_loop(p);
         c_scalars(p, LEVEL_ROW, p->loop + 1);
     }
-    if (!is_sum(p->kernel)) c_stores(p, false);
+    if (!is_sum_kernel(p->kernel)) c_stores(p, false);
 }
 
 /* ---- functions ---- */
@@ -269,44 +271,44 @@ static void print_map(CPrinter *p) {
         c_stores(p, false);
         return;
     }
-    open_brace(p, "for (int64_t r = begin; r < end; r++)");
+    c_open(p, "for (int64_t r = begin; r < end; r++)");
     print_row(p);
-    close_brace(p);
+    c_close(p);
 }
 
 static void print_full_sum(CPrinter *p) {
     KVal v = p->kernel->out_val[0];
     c_line(p, "double total = 0;");
-    open_brace(p, "for (int64_t r = begin; r < end; r++)");
+    c_open(p, "for (int64_t r = begin; r < end; r++)");
     if (is_element(p, v)) {
         print_row(p);
     } else {
         c_scalars(p, LEVEL_ROW, 0);
         c_line(p, "total += %lld * (double)%s;", cols_of(p), c_atom(p, v));
     }
-    close_brace(p);
+    c_close(p);
     c_line(p, "*sum = total;");
 }
 
 static void print_column_sum(CPrinter *p) {
     const KBody *b = p->body;
     c_line(p, "const int64_t rows = peft_dim(%lld, sym);", (long long)b->rows);
-    open_brace(p, graph_printf(p->g, "for (int64_t b = begin; b < end; b += %d)", COLUMN_BLOCK));
+    c_open(p, graph_printf(p->g, "for (int64_t b = begin; b < end; b += %d)", COLUMN_BLOCK));
     c_line(p, "const int64_t n = end - b < %d ? end - b : %d;", COLUMN_BLOCK, COLUMN_BLOCK);
     for (int i = 0; i < p->kernel->nout; i++)
         c_line(p, "for (int i = 0; i < n; i++) t%d[i] = 0;", i);
-    open_brace(p, "for (int64_t r = 0; r < rows; r++)");
+    c_open(p, "for (int64_t r = 0; r < rows; r++)");
     c_scalars(p, LEVEL_ROW, 0);
     p->first = "b";
     p->count = "n";
     p->block = "c - b";
     loop_uses(p->kernel, &p->loops, 0);
     print_columns(p, "for (int64_t c = b; c < b + n; c++)");
-    close_brace(p);
+    c_close(p);
     for (int i = 0; i < p->kernel->nout; i++)
         c_line(p, "for (int i = 0; i < n; i++) a%d[b + i] = t%d[i];",
                arg_written(p->kernel, &p->args, i), i);
-    close_brace(p);
+    c_close(p);
 }
 
 static void print_epilogue(CPrinter *p) {
@@ -323,7 +325,7 @@ static void print_argument(CPrinter *p, int i, const Node *n, bool written) {
     const Type t = n->type;
     char type[64];
     type_str(t, type);
-    if (t.dt == DT_NF4 || t.dt == DT_NF4_PLAIN) {
+    if (c_is_nf4(t)) {
         c_line(p, "const Nf4View a%d = nf4_view(arg[%d], %lld, %s); /* %s */", i, i,
                (long long)type_count(t), t.dt == DT_NF4 ? "true" : "false", type);
         return;
@@ -347,7 +349,7 @@ static void print_arguments(CPrinter *p) {
 }
 
 /* The ops of the first kernel that has this code; runs of equal ops once. */
-static void print_comment(CPrinter *p) {
+void c_comment(CPrinter *p) {
     const Kernel *k = p->kernel;
     fprintf(p->out, "/* %s", kernel_label(p->g, k, '+', k->nnode));
     if (p->code->where[0]) fprintf(p->out, "\n * at %s", p->code->where);
@@ -367,7 +369,7 @@ void emit_kernel_c(FILE *out, Graph *g, const Code *code) {
     p.args = kernel_args(g, k);
     p.loops = find_loops(g, k);
     p.named = graph_alloc(g, (size_t)k->body->n + 1);
-    print_comment(&p);
+    c_comment(&p);
     fprintf(out, "PEFT_%s_BODY(%s) {\n", form[k->kind], code->name);
     print_arguments(&p);
     declare_scratch(&p);

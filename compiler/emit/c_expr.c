@@ -32,14 +32,15 @@ const char *c_scratch(const CPrinter *p) {
     return p->block ? p->block : "c";
 }
 
-static bool is_nf4(const Node *n) {
-    return n->type.dt == DT_NF4 || n->type.dt == DT_NF4_PLAIN;
+bool c_is_nf4(Type t) {
+    return t.dt == DT_NF4 || t.dt == DT_NF4_PLAIN;
 }
 
 /* Values that a call fills into a scratch row before the loop: dropout factors, NF4 rows. */
 bool c_is_filled(const CPrinter *p, const KInstr *in) {
     if (p->cuda || in->level != LEVEL_ELEMENT) return false;
-    return in->op == K_KEEP || ((in->op == K_LOAD || in->op == K_GATHER) && is_nf4(in->tensor));
+    return in->op == K_KEEP ||
+           ((in->op == K_LOAD || in->op == K_GATHER) && c_is_nf4(in->tensor->type));
 }
 
 /* The row of a table that an index names, as the start of a position. */
@@ -66,7 +67,7 @@ static const char *load(CPrinter *p, KVal v) {
                             c_value(p, in->a), c_value(p, in->b), c_number(p, in->number));
     const char *at =
         in->op == K_LOAD ? c_index(p, access_of(p->body, in->tensor->type)) : table_position(p, in);
-    if (is_nf4(in->tensor))
+    if (c_is_nf4(in->tensor->type))
         return graph_printf(p->g, "nf4_value(%sa%d, %s)", p->cuda ? "" : "&", a, at);
     if (in->op != K_SCATTER) return graph_printf(p->g, "a%d[%s]", a, at);
     return graph_printf(p->g, "%s < 0 ? 0 : a%d[%s]", c_atom(p, in->a), a, at);

@@ -22,8 +22,16 @@ typedef struct CPrinter {
     int indent;
 } CPrinter;
 
+/* Lines of code, braces and what they enclose, the comment above a kernel: its ops and model lines.
+ */
 void c_line(CPrinter *p, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
+void c_open(CPrinter *p, const char *text);
+void c_close(CPrinter *p);
+void c_comment(CPrinter *p);
+bool *c_begin_scope(CPrinter *p); /* p->named is set back to the result where the scope ends */
+
+bool c_is_nf4(Type t);
 const char *c_number(CPrinter *p, double x); /* a float literal */
 const char *c_value(CPrinter *p, KVal v);
 const char *c_atom(CPrinter *p, KVal v);

@@ -5,27 +5,11 @@
  * everything that lay there, row results only when the whole block has. */
 #include "c_print.h"
 
-#include <string.h>
-
 enum {
     FLAT_BLOCK = 256, /* threads of a block that computes elements */
     WIDE_ROW = 4096,  /* rows from this width on get blocks of 512 threads */
     UNROLLED = 8      /* elements of a thread's row that stay in registers */
 };
-
-static bool is_sum(const Kernel *k) {
-    return k->kind == PEFT_KERNEL_COLUMN_SUM || k->kind == PEFT_KERNEL_FULL_SUM;
-}
-
-static void open_brace(CPrinter *p, const char *text) {
-    c_line(p, "%s {", text);
-    p->indent++;
-}
-
-static void close_brace(CPrinter *p) {
-    p->indent--;
-    c_line(p, "}");
-}
 
 /* ---- the form ---- */
 
@@ -74,7 +58,7 @@ static void print_elements(CPrinter *p) {
     long long cols = (long long)p->body->cols;
     c_line(p, "const int64_t count = peft_dim(rows, sym) * %lld;", cols);
     c_line(p, "const int64_t at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;");
-    open_brace(p, "for (int64_t e = at; e < count; e += (int64_t)gridDim.x * blockDim.x)");
+    c_open(p, "for (int64_t e = at; e < count; e += (int64_t)gridDim.x * blockDim.x)");
     if (cols == 1)
         c_line(p, "const int64_t r = e, c = 0;");
     else
@@ -88,7 +72,7 @@ static void print_elements(CPrinter *p) {
         c_stores(p, true);
         c_stores(p, false);
     }
-    close_brace(p);
+    c_close(p);
 }
 
 /* ---- rows ---- */
@@ -135,12 +119,10 @@ static void print_row_loop(CPrinter *p) {
     bool last = p->loop == p->loops.n - 1;
     start_reductions(p);
     if (n <= UNROLLED) c_line(p, "#pragma unroll");
-    open_brace(p, graph_printf(p->g, "for (int i = 0; i < %lld; i++)", n));
+    c_open(p, graph_printf(p->g, "for (int i = 0; i < %lld; i++)", n));
     c_line(p, "const int64_t c = threadIdx.x + i * %d;", row_block(p->body->cols));
     if (cols % row_block(p->body->cols)) c_line(p, "if (c >= %lld) break;", cols);
-    bool *outside = p->named;
-    p->named = graph_alloc(p->g, (size_t)p->body->n + 1);
-    memcpy(p->named, outside, (size_t)p->body->n);
+    bool *outside = c_begin_scope(p);
     name_elements(p, p->loop);
     for (int v = 0; v < p->body->n; v++)
         if (p->loops.kept[v] && p->loops.phase[v] == p->loop)
@@ -151,7 +133,7 @@ static void print_row_loop(CPrinter *p) {
     else if (last)
         c_stores(p, true);
     p->named = outside;
-    close_brace(p);
+    c_close(p);
     finish_reductions(p);
 }
 
@@ -161,19 +143,17 @@ static void store_row_results(CPrinter *p) {
         if (p->body->instr[v].level == LEVEL_ROW && p->loops.phase[v] == p->loops.n)
             c_name(p, v, c_is_shared(p, v));
     c_line(p, "__syncthreads();");
-    open_brace(p, "if (threadIdx.x == 0)");
-    bool *outside = p->named;
-    p->named = graph_alloc(p->g, (size_t)p->body->n + 1);
-    memcpy(p->named, outside, (size_t)p->body->n);
+    c_open(p, "if (threadIdx.x == 0)");
+    bool *outside = c_begin_scope(p);
     c_stores(p, false);
     p->named = outside;
-    close_brace(p);
+    c_close(p);
     c_line(p, "__syncthreads();");
 }
 
 static void print_rows(CPrinter *p) {
     c_line(p, "const int64_t count = peft_dim(rows, sym);");
-    open_brace(p, "for (int64_t r = blockIdx.x; r < count; r += gridDim.x)");
+    c_open(p, "for (int64_t r = blockIdx.x; r < count; r += gridDim.x)");
     for (int v = 0; v < p->body->n; v++)
         if (p->loops.kept[v]) c_line(p, "float w%d[%lld];", v, (long long)per_thread(p));
     c_scalars(p, LEVEL_ROW, 0);
@@ -181,8 +161,8 @@ static void print_rows(CPrinter *p) {
         print_row_loop(p);
         c_scalars(p, LEVEL_ROW, p->loop + 1);
     }
-    if (!is_sum(p->kernel)) store_row_results(p);
-    close_brace(p);
+    if (!is_sum_kernel(p->kernel)) store_row_results(p);
+    c_close(p);
 }
 
 /* ---- sums ---- */
@@ -195,12 +175,12 @@ static void print_column_sum(CPrinter *p) {
     c_line(p, "const int64_t count = peft_dim(rows, sym), c = (int64_t)blockIdx.x * %d + x;",
            PEFT_SUM_COLUMNS);
     for (int i = 0; i < k->nout; i++) c_line(p, "float t%d = 0.0f;", i);
-    open_brace(p, graph_printf(p->g, "for (int64_t r = y; c < %lld && r < count; r += %d)",
-                               (long long)p->body->cols, PEFT_SUM_COLUMNS));
+    c_open(p, graph_printf(p->g, "for (int64_t r = y; c < %lld && r < count; r += %d)",
+                           (long long)p->body->cols, PEFT_SUM_COLUMNS));
     c_scalars(p, LEVEL_ROW, 0);
     name_elements(p, 0);
     for (int i = 0; i < k->nout; i++) c_line(p, "t%d += %s;", i, c_value(p, k->out_val[i]));
-    close_brace(p);
+    c_close(p);
     for (int i = 0; i < k->nout; i++) {
         c_line(p, "t%d = column_sum(t%d, x, y);", i, i);
         c_line(p, "if (y == 0 && c < %lld) a%d[c] = t%d;", (long long)p->body->cols,
@@ -219,19 +199,15 @@ static void print_full_sum(CPrinter *p) {
     } else {
         c_line(p, "const int64_t count = peft_dim(rows, sym);");
         c_line(p, "const int64_t at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;");
-        open_brace(p, "for (int64_t r = at; r < count; r += (int64_t)gridDim.x * blockDim.x)");
+        c_open(p, "for (int64_t r = at; r < count; r += (int64_t)gridDim.x * blockDim.x)");
         c_scalars(p, LEVEL_ROW, 0);
         c_line(p, "total += %lld * (double)%s;", (long long)p->body->cols, c_atom(p, v));
-        close_brace(p);
+        c_close(p);
     }
     c_line(p, "grid_sum(total, a%d);", arg_written(k, &p->args, 0));
 }
 
 /* ---- functions ---- */
-
-static bool is_nf4(Type t) {
-    return t.dt == DT_NF4 || t.dt == DT_NF4_PLAIN;
-}
 
 /* Every argument is a parameter, also those that this code does not touch: the runtime passes a
  * step's buffers as they are. */
@@ -240,8 +216,9 @@ static void print_parameters(CPrinter *p, const bool *written) {
     for (int v = 0; v < p->body->n; v++) sites += p->body->instr[v].op == K_KEEP;
     for (int i = 0; i < p->args.n; i++) {
         Type t = p->args.node[i]->type;
-        const char *type = is_nf4(t) ? "void" : t.dt == DT_I32 ? "int" : "float";
-        fprintf(p->out, "%s%s *%c%d, ", written[i] ? "" : "const ", type, is_nf4(t) ? 'p' : 'a', i);
+        const char *type = c_is_nf4(t) ? "void" : t.dt == DT_I32 ? "int" : "float";
+        fprintf(p->out, "%s%s *%c%d, ", written[i] ? "" : "const ", type, c_is_nf4(t) ? 'p' : 'a',
+                i);
     }
     fprintf(p->out, "const int64_t *sym, int64_t rows");
     for (int i = 0; i < sites; i++) fprintf(p->out, ", int site%d", i);
@@ -250,20 +227,13 @@ static void print_parameters(CPrinter *p, const bool *written) {
 static void open_views(CPrinter *p) {
     for (int i = 0; i < p->args.n; i++) {
         Type t = p->args.node[i]->type;
-        if (!is_nf4(t) || (p->kernel->anchor && i < p->kernel->anchor->nin)) continue;
+        if (!c_is_nf4(t) || (p->kernel->anchor && i < p->kernel->anchor->nin)) continue;
         c_line(p, "const Nf4View a%d = nf4_view(p%d, %lld, %s);", i, i, (long long)type_count(t),
                t.dt == DT_NF4 ? "true" : "false");
     }
 }
 
-static void print_comment(CPrinter *p) {
-    const Kernel *k = p->kernel;
-    fprintf(p->out, "/* %s", kernel_label(p->g, k, '+', k->nnode));
-    if (p->code->where[0]) fprintf(p->out, "\n * at %s", p->code->where);
-    fprintf(p->out, "\n * %d step%s */\n", p->code->steps, p->code->steps == 1 ? "" : "s");
-}
-
-static void emit_kernel_cuda(FILE *out, Graph *g, const Code *code) {
+void emit_kernel_cuda(FILE *out, Graph *g, const Code *code) {
     const Kernel *k = code->kernel;
     int32_t block;
     PeftLaunch launch = cuda_launch(k, &block);
@@ -274,7 +244,7 @@ static void emit_kernel_cuda(FILE *out, Graph *g, const Code *code) {
     p.named = graph_alloc(g, (size_t)k->body->n + 1);
     bool *written = graph_alloc(g, (size_t)p.args.n + 1);
     for (int i = 0; i < k->nout; i++) written[arg_written(k, &p.args, i)] = true;
-    print_comment(&p);
+    c_comment(&p);
     fprintf(out, "extern \"C\" __global__ void __launch_bounds__(%d)\n%s(", block, code->name);
     print_parameters(&p, written);
     fputs(") {\n", out);
@@ -287,8 +257,4 @@ static void emit_kernel_cuda(FILE *out, Graph *g, const Code *code) {
     default: print_elements(&p);
     }
     fputs("}\n\n", out);
-}
-
-void emit_cuda(FILE *out, const Program *p) {
-    for (int i = 0; i < p->ncode; i++) emit_kernel_cuda(out, p->graph, &p->code[i]);
 }

@@ -57,9 +57,6 @@ typedef struct Program {
  */
 Program *program_build(Graph *g, const ProgramInfo *info, Schedule *const sched[PEFT_FN_COUNT]);
 
-/* Writes the kernels as CUDA C, to be compiled behind runtime/cuda/kernel_cuda.h. */
-void emit_cuda(FILE *out, const Program *p);
-
 /* Writes the C source of the program. False when writing failed. */
 bool emit_c(FILE *out, const Program *p);
 

@@ -69,12 +69,16 @@ Loops find_loops(Graph *g, const Kernel *k);
 void loop_uses(const Kernel *k, Loops *l, int at);
 /* Whether a result is stored within the last loop: it differs along the row. */
 bool stored_in_loop(const Kernel *k, int out);
+/* Sums over rows reduce what they name as their result: it is the loop's value, not stored. */
+bool is_sum_kernel(const Kernel *k);
 bool is_reduction(const KInstr *in);
 bool reduces_buffer(const KBody *b, const KInstr *reduction);
 
 /* ---- printing ---- */
 
 void emit_kernel_c(FILE *out, Graph *g, const Code *code);
+/* As CUDA C, to be compiled behind runtime/cuda/kernel_cuda.h. */
+void emit_kernel_cuda(FILE *out, Graph *g, const Code *code);
 /* How the kernel's CUDA form cuts its space, and its threads in a block. */
 PeftLaunch cuda_launch(const Kernel *k, int32_t *block);
 

@@ -19,8 +19,7 @@ bool stored_in_loop(const Kernel *k, int out) {
     return cols != 1 || k->body->instr[k->out_val[out]].level == LEVEL_ELEMENT;
 }
 
-/* Sums over rows reduce what they name as their result: it is the loop's value, not stored. */
-static bool is_sum(const Kernel *k) {
+bool is_sum_kernel(const Kernel *k) {
     return k->kind == PEFT_KERNEL_COLUMN_SUM || k->kind == PEFT_KERNEL_FULL_SUM;
 }
 
@@ -99,7 +98,7 @@ void loop_uses(const Kernel *k, Loops *l, int at) {
         if (is_reduction(&b->instr[i]) && l->phase[i] == at + 1 && !reduces_buffer(b, &b->instr[i]))
             use(b, l, at, b->instr[i].a);
     for (int i = 0; i < k->nout && at == l->n - 1; i++)
-        if (stored_in_loop(k, i) || is_sum(k)) use(b, l, at, k->out_val[i]);
+        if (stored_in_loop(k, i) || is_sum_kernel(k)) use(b, l, at, k->out_val[i]);
     for (int i = 0; i < b->n; i++) /* its scratch row reads it once more */
         l->uses[i] += l->kept[i] && l->phase[i] == at;
 }
@@ -112,7 +111,7 @@ Loops find_loops(Graph *g, const Kernel *k) {
     find_phases(k->body, &l);
     for (int i = 0; i < k->nout;
          i++) /* a loop after the last reduction, if anything is stored there */
-        if ((stored_in_loop(k, i) || is_sum(k)) && l.n < l.phase[k->out_val[i]] + 1)
+        if ((stored_in_loop(k, i) || is_sum_kernel(k)) && l.n < l.phase[k->out_val[i]] + 1)
             l.n = l.phase[k->out_val[i]] + 1;
     for (int i = 0; i < k->body->n; i++) /* from the first loop that could to the first that does */
         if (k->body->instr[i].level == LEVEL_ELEMENT) l.phase[i] = -1;

@@ -234,7 +234,7 @@ static const char *cuda_source(const Program *p) {
     char *text = NULL;
     size_t size = 0;
     FILE *f = open_memstream(&text, &size);
-    emit_cuda(f, p);
+    for (int i = 0; i < p->ncode; i++) emit_kernel_cuda(f, p->graph, &p->code[i]);
     fclose(f);
     const char *copy = graph_printf(p->graph, "%s", text);
     free(text);

@@ -3,6 +3,7 @@
 #include "verbs.h"
 
 #include "../feed.h"
+#include "../measure.h"
 #include "progress.h"
 #include "train_step.h"
 

@@ -1,15 +1,9 @@
 /* See progress.h. */
 #include "progress.h"
+#include "../measure.h"
 
 #include <stdio.h>
-#include <time.h>
 #include <unistd.h>
-
-double clock_seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 void progress_start(Progress *p, const char *what, int64_t total) {
     *p = (Progress){.what = what, .total = total, .start = clock_seconds(), .tty = isatty(2)};

@@ -18,6 +18,4 @@ void progress_start(Progress *p, const char *what, int64_t total);
 void progress_step(Progress *p, int64_t done, const char *detail);
 void progress_end(Progress *p);
 
-double clock_seconds(void); /* monotonic */
-
 #endif

@@ -11,33 +11,27 @@
 
 /* ---- options that need more than parsing ---- */
 
+static bool find_device(const char *name, Device *d) {
+    for (*d = DEVICE_CPU; *d <= DEVICE_NULL; ++*d)
+        if (!name || strcmp(name, device_name(*d)) == 0) return true;
+    return false;
+}
+
 bool session_check_device(const Options *o, PeftError *err) {
-    for (Device d = DEVICE_CPU; d <= DEVICE_NULL; d++)
-        if (!o->device || strcmp(o->device, device_name(d)) == 0) return true;
+    Device d;
+    if (find_device(o->device, &d)) return true;
     err->code = 2;
     return peft_fail(err, "--device is cpu, cuda or null, not '%s'", o->device);
 }
 
 Device session_device(const Options *o) {
-    for (Device d = DEVICE_CPU; o->device && d <= DEVICE_NULL; d++)
-        if (strcmp(o->device, device_name(d)) == 0) return d;
-    return DEVICE_CPU;
+    Device d;
+    return find_device(o->device, &d) ? d : DEVICE_CPU;
 }
 
 int session_threads(const Options *o) {
     long n = o->threads ? (long)o->threads : sysconf(_SC_NPROCESSORS_ONLN);
     return n < 1 ? 1 : n > 256 ? 256 : (int)n;
-}
-
-const char *with_commas(int64_t v, char buf[32]) {
-    char digits[32];
-    int n = snprintf(digits, sizeof digits, "%lld", (long long)v), at = 0;
-    for (int i = 0; i < n; i++) {
-        if (i && digits[i - 1] != '-' && (n - i) % 3 == 0) buf[at++] = ',';
-        buf[at++] = digits[i];
-    }
-    buf[at] = 0;
-    return buf;
 }
 
 /* ---- base ---- */

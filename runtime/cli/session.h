@@ -7,6 +7,7 @@
 #include "../text/batch.h"
 #include "../text/splits.h"
 #include "../text/wordpiece.h"
+#include "../measure.h"
 #include "options.h"
 
 Device session_device(const Options *o);
@@ -33,8 +34,5 @@ typedef struct Session {
 bool session_open(Session *s, const PeftProgram *p, const Options *o, const char *base,
                   PeftError *err);
 void session_close(Session *s);
-
-/* Writes "12,345" into buf. */
-const char *with_commas(int64_t v, char buf[32]);
 
 #endif

@@ -9,6 +9,7 @@
 
 #include "../io/checkpoint.h"
 #include "../io/file.h"
+#include "../measure.h"
 
 #include <math.h>
 #include <signal.h>

@@ -4,10 +4,10 @@
 #include "device.h"
 #include "internal.h"
 #include "module.h"
+#include "../measure.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 enum { MAX_GRAPHS = 1024, LONGEST = 512, WIDEST_HEAD = 128 };
 
@@ -18,10 +18,6 @@ int64_t cuda_workspace_bytes(const PeftStep *s, const int64_t sym[PEFT_SYM_COUNT
     if (g->b_dtype == DT_F32) return CUDA_LIBRARY_WORKSPACE;
     return CUDA_LIBRARY_WORKSPACE +
            peft_dim(g->n, sym) * peft_dim(g->k, sym) * (int64_t)sizeof(float);
-}
-
-const char *cuda_device_name(const Exec *x) {
-    return x->cuda->gpu.name;
 }
 
 CUdeviceptr cuda_address(const Exec *x, const void *host) {
@@ -199,25 +195,19 @@ static bool fetch_outputs(Exec *x, PeftFn fn, const int64_t *sym, PeftError *err
     return wait(x, "run a function", err);
 }
 
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* ---- running ---- */
 
-/* Launches every step; with `timed` waits for each and notes its time. */
+/* Launches every step; while profiling it waits for each and notes its time. */
 static bool launch_steps(Exec *x, PeftFn fn, const int64_t *sym, PeftError *err) {
     const PeftFunction *f = &x->program->fn[fn];
     void **arg = x->arg[fn];
     for (int i = 0; i < f->nstep; i++) {
         const PeftStep *s = &f->step[i];
-        double t0 = x->time[fn] ? now() : 0;
+        double t0 = x->time[fn] ? clock_seconds() : 0;
         bool ok = cuda_step(x, s, arg, x->workspace[fn][i], sym, err);
         if (ok && x->time[fn]) {
             ok = wait(x, "run a step", err);
-            exec_note_time(x, fn, i, now() - t0, sym);
+            exec_note_time(x, fn, i, clock_seconds() - t0, sym);
         }
         if (!ok) {
             char why[sizeof err->msg];
@@ -266,9 +256,8 @@ static bool capture(Exec *x, PeftFn fn, const int64_t *sym, CUgraphExec *exec, P
 static bool launch_function(Exec *x, PeftFn fn, const int64_t *sym, PeftError *err) {
     CudaExec *d = x->cuda;
     if (x->time[fn]) return launch_steps(x, fn, sym, err);
-    int known = d->ngraph;
     CudaGraph *g = find_graph(d, fn, sym);
-    if (d->ngraph != known) return launch_steps(x, fn, sym, err);
+    if (!g->launched) return g->launched = launch_steps(x, fn, sym, err);
     if (!g->exec && !capture(x, fn, sym, &g->exec, err)) return false;
     return cuda_ok(d->api->cuGraphLaunch(g->exec, d->stream), "launch a graph", err);
 }

@@ -21,6 +21,4 @@ bool cuda_run(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT], PeftError *
 /* Scratch that a step's GEMM asks for: the library's, and a dequantised operand. */
 int64_t cuda_workspace_bytes(const PeftStep *s, const int64_t sym[PEFT_SYM_COUNT]);
 
-const char *cuda_device_name(const Exec *x); /* "NVIDIA H100 80GB HBM3" */
-
 #endif

@@ -8,10 +8,11 @@
 
 enum { CUDA_LIBRARY_WORKSPACE = 4 << 20 }; /* bytes that one matrix product may use */
 
-typedef struct CudaGraph { /* a function for one size of batch; exec: captured, or NULL so far */
+typedef struct CudaGraph { /* a function for one size of batch */
     PeftFn fn;
     int64_t tokens, sequences, masked;
-    CUgraphExec exec;
+    bool launched;    /* step by step, once */
+    CUgraphExec exec; /* captured, or NULL so far */
 } CudaGraph;
 
 struct CudaExec {

@@ -78,13 +78,12 @@ static bool run_generated(const Exec *x, const PeftStep *s, void *const *arg, co
 }
 
 /* An NF4 operand is dequantised behind the library's part of the workspace. */
-static bool dequantise(const Exec *x, void *const *arg, CUdeviceptr to, int64_t count, bool twice,
-                       PeftError *err) {
+static bool dequantise(const Exec *x, void *const *arg, CUdeviceptr to, int64_t count,
+                       int double_quant, PeftError *err) {
     Launch l = {.n = 0};
     pass_buffers(&l, x, arg, 1);
     pass(&l, &to);
     pass(&l, &count);
-    int double_quant = twice;
     pass(&l, &double_quant);
     return launch(x, x->cuda->dequant, &l, ceil_div(count, DEQUANT_VALUES * FLAT_BLOCK), FLAT_BLOCK,
                   err);

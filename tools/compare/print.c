@@ -5,16 +5,7 @@
 #include <math.h>
 #include <string.h>
 
-static const char *with_commas(int64_t v, char buf[32]) {
-    char digits[32];
-    int n = snprintf(digits, sizeof digits, "%lld", (long long)v), at = 0;
-    for (int i = 0; i < n; i++) {
-        if (i && (n - i) % 3 == 0) buf[at++] = ',';
-        buf[at++] = digits[i];
-    }
-    buf[at] = 0;
-    return buf;
-}
+#include "../../runtime/measure.h"
 
 static const char *spread_text(double spread, int digits, char buf[32]) {
     buf[0] = 0;

@@ -81,8 +81,6 @@ void script_first_done(FILE *out);
 void script_frame(FILE *out, int width, int height, const int frame[4]);
 /* "cpu, AMD EPYC, avx512, 1 thread" and "base ..., data ..., ...". */
 void script_conditions(const Figures *f, char where[CONDITIONS], char what[CONDITIONS]);
-/* 880514 -> "880,514". */
-const char *script_count(int64_t v, char buf[32]);
 /* `text` cut to `most` characters of UTF-8 ("..." in place of the rest, or of the beginning), each
  * control character a "?". Room: 4 * most + 4 bytes. */
 void script_shorten(const char *text, int most, bool keep_end, char *out);

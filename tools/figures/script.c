@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "../../runtime/io/file.h"
+#include "../../runtime/measure.h"
 
 enum { STYLES = 8, FOOT = 46 /* pixels for the last two lines */ };
 
@@ -56,17 +57,6 @@ void script_shorten(const char *text, int most, bool keep_end, char *out) {
     out[at] = 0;
 }
 
-const char *script_count(int64_t v, char buf[32]) {
-    char digits[32];
-    int n = snprintf(digits, sizeof digits, "%lld", (long long)v), at = 0;
-    for (int i = 0; i < n; i++) {
-        if (i && (n - i) % 3 == 0) buf[at++] = ',';
-        buf[at++] = digits[i];
-    }
-    buf[at] = 0;
-    return buf;
-}
-
 static void say_seeds(const Figures *f, char buf[64]) {
     int least = f->method[0].seeds, most = least;
     for (int i = 1; i < f->n; i++) {
@@ -95,7 +85,7 @@ void script_conditions(const Figures *f, char where[CONDITIONS], char what[CONDI
              *processor ? ", " : "", processor, kernels, (long long)f->threads,
              f->threads == 1 ? "" : "s", date, *commit ? "; commit " : "", commit);
     snprintf(what, CONDITIONS, "base %s, data %s, %s test rows; %s", base, data,
-             script_count(f->test_rows, rows), seeds);
+             with_commas(f->test_rows, rows), seeds);
 }
 
 /* ---- the beginning of a script ---- */

@@ -4,6 +4,8 @@
 
 #include <string.h>
 
+#include "../../runtime/measure.h"
+
 enum { COLUMNS = 7, CELL = NAME_BYTES, ROWS = MAX_METHODS + 2 };
 
 typedef struct Table {
@@ -20,7 +22,7 @@ static void fill_row(const Figures *f, const Method *m, char cell[COLUMNS][CELL]
     char count[32];
     int digits = f->byte_unit == 1e6 ? 1 : 2;
     snprintf(cell[0], CELL, "%s", m->name);
-    snprintf(cell[1], CELL, "%s", script_count(m->trainable, count));
+    snprintf(cell[1], CELL, "%s", with_commas(m->trainable, count));
     snprintf(cell[2], CELL, "%.2f", m->percent);
     with_spread(cell[3], m->f1, m->f1_spread, 4);
     snprintf(cell[4], CELL, "%.*f", digits, (double)m->reached / f->byte_unit);
@@ -41,7 +43,7 @@ static void fill_table(const Figures *f, Table *t) {
     char count[32];
     char(*last)[CELL] = t->cell[t->rows++];
     snprintf(last[0], CELL, "bag of words");
-    snprintf(last[1], CELL, "%s", script_count(f->baseline_parameters, count));
+    snprintf(last[1], CELL, "%s", with_commas(f->baseline_parameters, count));
     snprintf(last[3], CELL, "%.4f", f->baseline_f1);
 }
 
