@@ -78,12 +78,13 @@ static bool within_budget(const Exec *x, int64_t budget, PeftError *err) {
                      (double)x->plan.peak / 1e6, (double)budget / 1e6);
 }
 
-bool exec_open(Exec *x, const PeftProgram *program, unsigned fn_mask, Device device, int threads,
-               const int64_t train_sym[PEFT_SYM_COUNT], const int64_t eval_sym[PEFT_SYM_COUNT],
-               int64_t budget, PeftError *err) {
+bool exec_open(Exec *x, const PeftProgram *program, unsigned fn_mask, Device device,
+               Compute compute, int threads, const int64_t train_sym[PEFT_SYM_COUNT],
+               const int64_t eval_sym[PEFT_SYM_COUNT], int64_t budget, PeftError *err) {
     memset(x, 0, sizeof *x);
     x->program = program;
     x->device = device;
+    x->compute = device == DEVICE_CUDA ? compute : COMPUTE_FP32;
     x->threads = threads;
     memcpy(x->train_sym, train_sym, sizeof x->train_sym);
     memcpy(x->eval_sym, eval_sym, sizeof x->eval_sym);

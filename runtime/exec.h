@@ -14,6 +14,11 @@ typedef enum Device {
     DEVICE_NULL /* walks every step and checks every buffer, computes nothing */
 } Device;
 
+typedef enum Compute { /* how a GPU multiplies and stores matrices; the CPU's way is fp32 */
+                       COMPUTE_FP32,
+                       COMPUTE_BF16 /* with fp32 sums, statistics and master weights */
+} Compute;
+
 typedef struct StepTime { /* of one step of one function, summed over its runs */
     int64_t calls;
     double seconds, flop, bytes;
@@ -23,6 +28,7 @@ typedef struct Exec {
     const PeftProgram *program;
     ProgramPlan plan;
     Device device;
+    Compute compute;
     int threads;
     unsigned fn_mask;
     int64_t train_sym[PEFT_SYM_COUNT], eval_sym[PEFT_SYM_COUNT]; /* largest batches planned for */
@@ -38,9 +44,9 @@ typedef struct Exec {
 
 /* Plans for the worst batches (train_sym, eval_sym) and reserves the arena. fn_mask: bit per PeftFn
  * that will run. `budget` > 0 refuses a larger plan (exit code 3). */
-bool exec_open(Exec *x, const PeftProgram *program, unsigned fn_mask, Device device, int threads,
-               const int64_t train_sym[PEFT_SYM_COUNT], const int64_t eval_sym[PEFT_SYM_COUNT],
-               int64_t budget, PeftError *err);
+bool exec_open(Exec *x, const PeftProgram *program, unsigned fn_mask, Device device,
+               Compute compute, int threads, const int64_t train_sym[PEFT_SYM_COUNT],
+               const int64_t eval_sym[PEFT_SYM_COUNT], int64_t budget, PeftError *err);
 void exec_close(Exec *x);
 
 const char *device_name(Device d); /* as --device and the metrics files write it */

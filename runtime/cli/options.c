@@ -36,6 +36,8 @@ static const OptionRow rows[] = {
      "fit.epochs, fit.batch, fit.lr, fit.warmup, fit.weight_decay, fit.clip, fit.seed"},
     {"--device", "NAME", OPT_TEXT, offsetof(Options, device), DATA_VERBS | V(PREDICT) | V(REPLAY),
      "cpu, cuda, or null: check every buffer, compute nothing"},
+    {"--compute", "TYPE", OPT_TEXT, offsetof(Options, compute), DATA_VERBS | V(PREDICT) | V(REPLAY),
+     "cuda only: bf16 (default; sums and master weights in fp32) or fp32"},
     {"--threads", "N", OPT_COUNT, offsetof(Options, threads), DATA_VERBS | V(PREDICT) | V(REPLAY),
      "default: all processors; the result does not depend on it"},
     {"--memory", "SIZE", OPT_TEXT, offsetof(Options, budget), DATA_VERBS,

@@ -14,7 +14,8 @@ bool verb_plan(const PeftProgram *p, const Options *o, PeftError *err) {
     s.train_sym[PEFT_SYM_P] = s.eval_sym[PEFT_SYM_P] = threads;
     bool ok = memreport_print(stdout, p, s.train_sym, s.eval_sym, o->json, err);
     if (ok && budget) { /* reserving touches no memory: it answers whether train would start */
-        ok = exec_open(&x, p, fns, DEVICE_CPU, threads, s.train_sym, s.eval_sym, budget, err);
+        ok = exec_open(&x, p, fns, DEVICE_CPU, COMPUTE_FP32, threads, s.train_sym, s.eval_sym,
+                       budget, err);
         if (ok) exec_close(&x);
     }
     session_close(&s);

@@ -158,8 +158,8 @@ bool verb_profile(const PeftProgram *p, const Options *o, PeftError *err) {
     int64_t steps = o->steps ? o->steps : 20;
     unsigned fns = 1u << PEFT_FN_TRAIN | 1u << PEFT_FN_UPDATE;
     if (!session_open(&s, p, o, o->base, err)) return false;
-    bool ok = exec_open(&x, p, fns, session_device(o), session_threads(o), s.train_sym, s.eval_sym,
-                        0, err);
+    bool ok = exec_open(&x, p, fns, session_device(o), session_compute(o), session_threads(o),
+                        s.train_sym, s.eval_sym, 0, err);
     if (ok) {
         ModelSource src = {.path = {o->base}, .n = o->scratch ? 0 : 1, .scratch = o->scratch};
         ModelReport loaded;

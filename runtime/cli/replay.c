@@ -215,7 +215,7 @@ bool verb_replay(const PeftProgram *p, const Options *o, PeftError *err) {
     if (!o->nweights && !o->base)
         return peft_fail(err, "replay needs --weights FILE or --base DIR");
     PeftFit fit = p->fit;
-    if (!options_fit(o, &fit, err)) return false;
+    if (!session_check_device(o, err) || !options_fit(o, &fit, err)) return false;
     err->code = 0;
     FixedBatch b;
     Exec x;
@@ -225,7 +225,8 @@ bool verb_replay(const PeftProgram *p, const Options *o, PeftError *err) {
         fixed_symbols(&b, sym);
         unsigned fns =
             o->steps ? 1u << PEFT_FN_TRAIN | 1u << PEFT_FN_UPDATE : 1u << PEFT_FN_GRADIENTS;
-        ok = exec_open(&x, p, fns, session_device(o), session_threads(o), sym, sym, 0, err);
+        ok = exec_open(&x, p, fns, session_device(o), session_compute(o), session_threads(o), sym,
+                       sym, 0, err);
         if (ok) {
             ModelSource src = {.n = 0};
             ModelReport report;

@@ -19,14 +19,26 @@ static bool find_device(const char *name, Device *d) {
 
 bool session_check_device(const Options *o, PeftError *err) {
     Device d;
-    if (find_device(o->device, &d)) return true;
     err->code = 2;
-    return peft_fail(err, "--device is cpu, cuda or null, not '%s'", o->device);
+    if (!find_device(o->device, &d))
+        return peft_fail(err, "--device is cpu, cuda or null, not '%s'", o->device);
+    if (o->compute && strcmp(o->compute, "bf16") != 0 && strcmp(o->compute, "fp32") != 0)
+        return peft_fail(err, "--compute is bf16 or fp32, not '%s'", o->compute);
+    if (o->compute && strcmp(o->compute, "bf16") == 0 && d != DEVICE_CUDA)
+        return peft_fail(err, "--compute bf16 needs --device cuda; %s computes in fp32",
+                         device_name(d));
+    err->code = 0;
+    return true;
 }
 
 Device session_device(const Options *o) {
     Device d;
     return find_device(o->device, &d) ? d : DEVICE_CPU;
+}
+
+Compute session_compute(const Options *o) {
+    bool fp32 = session_device(o) != DEVICE_CUDA || (o->compute && strcmp(o->compute, "fp32") == 0);
+    return fp32 ? COMPUTE_FP32 : COMPUTE_BF16;
 }
 
 int session_threads(const Options *o) {

@@ -11,7 +11,9 @@
 #include "options.h"
 
 Device session_device(const Options *o);
+Compute session_compute(const Options *o);
 int session_threads(const Options *o);
+/* Of --device and --compute. */
 bool session_check_device(const Options *o, PeftError *err);
 
 /* The base folder's config.json must describe the encoder this program was compiled for. */

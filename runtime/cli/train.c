@@ -307,8 +307,8 @@ bool verb_train(const PeftProgram *p, const Options *o, PeftError *err) {
         struct sigaction act = {.sa_handler = on_signal, .sa_flags = SA_RESETHAND};
         sigaction(SIGINT, &act, NULL);
         sigaction(SIGTERM, &act, NULL);
-        ok = exec_open(&r->x, p, fns, session_device(o), session_threads(o), r->s.train_sym,
-                       r->s.eval_sym, budget, err);
+        ok = exec_open(&r->x, p, fns, session_device(o), session_compute(o), session_threads(o),
+                       r->s.train_sym, r->s.eval_sym, budget, err);
         if (ok) {
             summary_announce(&r->s, &r->x);
             ok = train_all(r, err);

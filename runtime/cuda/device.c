@@ -4,12 +4,11 @@
 #include "device.h"
 #include "internal.h"
 #include "module.h"
-#include "../measure.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_GRAPHS = 1024, LONGEST = 512, WIDEST_HEAD = 128 };
+enum { LONGEST = 512, WIDEST_HEAD = 128 };
 
 extern const char cuda_text[]; /* kernel_cuda.h and templates.cu */
 
@@ -103,20 +102,14 @@ bool cuda_open(Exec *x, PeftError *err) {
     if (!cuda_ok(d->api->cuStreamCreate(&d->stream, CU_STREAM_NON_BLOCKING), "make a stream", err))
         return false;
     d->touched = peft_zalloc((size_t)x->program->nvar, 1, err);
-    d->graph = peft_zalloc(MAX_GRAPHS, sizeof *d->graph, err);
+    d->graph = peft_zalloc(CUDA_MAX_GRAPHS, sizeof *d->graph, err);
     return d->touched && d->graph && reserve(x, err) && compile(x, err) && find_kernels(x, err) &&
            cuda_gemm_open(&d->gemm, d->api, err);
 }
 
-static void drop_graphs(CudaExec *d) {
-    for (int i = 0; i < d->ngraph; i++)
-        if (d->graph[i].exec) d->api->cuGraphExecDestroy(d->graph[i].exec);
-    d->ngraph = 0;
-}
-
 void cuda_close(Exec *x) {
     CudaExec *d = x->cuda;
-    drop_graphs(d);
+    cuda_drop_graphs(d);
     free(d->graph);
     if (d->gemm) cuda_gemm_close(d->gemm);
     if (d->module) cuda_module_unload(d->api, d->module);
@@ -147,7 +140,7 @@ static bool download(const Exec *x, void *host, int64_t bytes, PeftError *err) {
                    "copy from the GPU", err);
 }
 
-static bool wait(const Exec *x, const char *what, PeftError *err) {
+bool cuda_wait(const Exec *x, const char *what, PeftError *err) {
     return cuda_ok(x->cuda->api->cuStreamSynchronize(x->cuda->stream), what, err);
 }
 
@@ -165,7 +158,7 @@ bool cuda_pull(Exec *x, PeftError *err) {
         if (x->cuda->touched[i] || !(v->trainable || v->is_state || v->derived)) continue;
         if (!download(x, var_at(x, i), var_bytes(v), err)) return false;
     }
-    return wait(x, "copy the variables back", err);
+    return cuda_wait(x, "copy the variables back", err);
 }
 
 static bool push(Exec *x, const int64_t *sym, PeftError *err) {
@@ -192,76 +185,12 @@ static bool fetch_outputs(Exec *x, PeftFn fn, const int64_t *sym, PeftError *err
             !download(x, host, plan_bytes(DT_F32, o->rank, o->dim, sym), err))
             return false;
     }
-    return wait(x, "run a function", err);
+    return cuda_wait(x, "run a function", err);
 }
 
 /* ---- running ---- */
 
-/* Launches every step; while profiling it waits for each and notes its time. */
-static bool launch_steps(Exec *x, PeftFn fn, const int64_t *sym, PeftError *err) {
-    const PeftFunction *f = &x->program->fn[fn];
-    void **arg = x->arg[fn];
-    for (int i = 0; i < f->nstep; i++) {
-        const PeftStep *s = &f->step[i];
-        double t0 = x->time[fn] ? clock_seconds() : 0;
-        bool ok = cuda_step(x, s, arg, x->workspace[fn][i], sym, err);
-        if (ok && x->time[fn]) {
-            ok = wait(x, "run a step", err);
-            exec_note_time(x, fn, i, clock_seconds() - t0, sym);
-        }
-        if (!ok) {
-            char why[sizeof err->msg];
-            memcpy(why, err->msg, sizeof why);
-            err->msg[0] = 0;
-            return peft_fail(err, "%s (%s): %.800s", x->program->kernel[s->kernel].name, s->where,
-                             why);
-        }
-        arg += s->narg;
-    }
-    return true;
-}
-
-/* The entry for this size of batch. */
-static CudaGraph *find_graph(CudaExec *d, PeftFn fn, const int64_t *sym) {
-    CudaGraph key = {.fn = fn,
-                     .tokens = sym[PEFT_SYM_T],
-                     .sequences = sym[PEFT_SYM_S],
-                     .masked = sym[PEFT_SYM_M]};
-    for (int i = 0; i < d->ngraph; i++) {
-        const CudaGraph *g = &d->graph[i];
-        if (g->fn == key.fn && g->tokens == key.tokens && g->sequences == key.sequences &&
-            g->masked == key.masked)
-            return &d->graph[i];
-    }
-    if (d->ngraph == MAX_GRAPHS) drop_graphs(d);
-    d->graph[d->ngraph] = key;
-    return &d->graph[d->ngraph++];
-}
-
-static bool capture(Exec *x, PeftFn fn, const int64_t *sym, CUgraphExec *exec, PeftError *err) {
-    CudaExec *d = x->cuda;
-    CUgraph graph = NULL;
-    if (!cuda_ok(d->api->cuStreamBeginCapture(d->stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL),
-                 "capture a function", err))
-        return false;
-    bool ok = launch_steps(x, fn, sym, err);
-    ok = cuda_ok(d->api->cuStreamEndCapture(d->stream, &graph), "capture a function", err) && ok;
-    ok = ok && cuda_ok(d->api->cuGraphInstantiate(exec, graph, 0), "make a graph", err);
-    if (graph) d->api->cuGraphDestroy(graph);
-    return ok;
-}
-
-/* The first batch of a size is launched step by step, since libraries load their kernels then; the
- * second one is captured, and from then on the size is one graph launch. */
-static bool launch_function(Exec *x, PeftFn fn, const int64_t *sym, PeftError *err) {
-    CudaExec *d = x->cuda;
-    if (x->time[fn]) return launch_steps(x, fn, sym, err);
-    CudaGraph *g = find_graph(d, fn, sym);
-    if (!g->launched) return g->launched = launch_steps(x, fn, sym, err);
-    if (!g->exec && !capture(x, fn, sym, &g->exec, err)) return false;
-    return cuda_ok(d->api->cuGraphLaunch(g->exec, d->stream), "launch a graph", err);
-}
-
 bool cuda_run(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT], PeftError *err) {
-    return push(x, sym, err) && launch_function(x, fn, sym, err) && fetch_outputs(x, fn, sym, err);
+    return push(x, sym, err) && cuda_launch_function(x, fn, sym, err) &&
+           fetch_outputs(x, fn, sym, err);
 }

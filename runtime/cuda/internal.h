@@ -1,4 +1,4 @@
-/* What device.c (libraries, memory, copies, graphs) and launch.c (one step) share. */
+/* What device.c (libraries, memory, copies), graph.c (a function) and launch.c (one step) share. */
 #ifndef PEFT_CUDA_INTERNAL_H
 #define PEFT_CUDA_INTERNAL_H
 
@@ -6,7 +6,10 @@
 #include "device.h"
 #include "gemm.h"
 
-enum { CUDA_LIBRARY_WORKSPACE = 4 << 20 }; /* bytes that one matrix product may use */
+enum {
+    CUDA_LIBRARY_WORKSPACE = 4 << 20, /* bytes that one matrix product may use */
+    CUDA_MAX_GRAPHS = 1024
+};
 
 typedef struct CudaGraph { /* a function for one size of batch */
     PeftFn fn;
@@ -37,5 +40,12 @@ CUdeviceptr cuda_address(const Exec *x, const void *host);
 /* Launches one step on the stream. arg, workspace: places in the host's arena. */
 bool cuda_step(const Exec *x, const PeftStep *s, void *const *arg, void *workspace,
                const int64_t sym[PEFT_SYM_COUNT], PeftError *err);
+
+/* Waits for everything launched so far. what: for the message. */
+bool cuda_wait(const Exec *x, const char *what, PeftError *err);
+
+/* Launches all steps of a function for this size of batch. */
+bool cuda_launch_function(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT], PeftError *err);
+void cuda_drop_graphs(CudaExec *d);
 
 #endif

@@ -8,6 +8,7 @@
 #ifdef __CUDACC_RTC__
 typedef unsigned char uint8_t;
 typedef unsigned short uint16_t;
+typedef short int16_t;
 typedef int int32_t;
 typedef unsigned int uint32_t;
 typedef long long int64_t;
@@ -26,6 +27,64 @@ enum { PEFT_SYM_T = 1, PEFT_SYM_S, PEFT_SYM_M, PEFT_SYM_L, PEFT_SYM_P };
 PK_DEVICE int64_t peft_dim(int64_t d, const int64_t *sym) {
     return d >= 0 ? d : sym[-d & 15] + (-d >> 4);
 }
+
+/* ---- stored values: bf16 is the upper half of a float, rounded to nearest even ----
+ *
+ * `work` is how matrices lie in memory: float, or bf16 with -DPEFT_BF16. Arithmetic is in float. */
+
+typedef struct Bf16 {
+    uint16_t bits;
+} Bf16;
+
+#ifdef PEFT_BF16
+typedef Bf16 work;
+#else
+typedef float work;
+#endif
+
+/* NaN stays NaN: the rounding could carry out of its mantissa. */
+PK_DEVICE Bf16 pk_bf16(float x) {
+    const uint32_t u = __float_as_uint(x);
+    Bf16 b;
+    b.bits = (uint16_t)((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
+    if (x != x) b.bits = 0x7fff;
+    return b;
+}
+
+PK_DEVICE float pk_get(const float *x, int64_t i) {
+    return x[i];
+}
+PK_DEVICE float pk_get(const Bf16 *x, int64_t i) {
+    return __uint_as_float((uint32_t)x[i].bits << 16);
+}
+PK_DEVICE void pk_put(float *x, int64_t i, float value) {
+    x[i] = value;
+}
+PK_DEVICE void pk_put(Bf16 *x, int64_t i, float value) {
+    x[i] = pk_bf16(value);
+}
+
+/* A trained matrix of n values, exact to the last bit: float, or with -DPEFT_BF16 a plane of bf16,
+ * which products read, before a plane of what the rounding left out (16 bits, signed: halves are
+ * rounded up, for the rest to fit). */
+#ifdef PEFT_BF16
+PK_DEVICE float pk_get_master(const Bf16 *x, int64_t i, int64_t n) {
+    const uint32_t rest = (uint32_t)(int32_t)(int16_t)x[n + i].bits;
+    return __uint_as_float(((uint32_t)x[i].bits << 16) + rest);
+}
+PK_DEVICE void pk_put_master(Bf16 *x, int64_t i, int64_t n, float value) {
+    const uint32_t u = value == value ? __float_as_uint(value) : 0x7fc00000u;
+    x[i].bits = (uint16_t)((u + 0x8000u) >> 16);
+    x[n + i].bits = (uint16_t)u;
+}
+#else
+PK_DEVICE float pk_get_master(const float *x, int64_t i, int64_t n) {
+    return x[i];
+}
+PK_DEVICE void pk_put_master(float *x, int64_t i, int64_t n, float value) {
+    x[i] = value;
+}
+#endif
 
 /* ---- scalar functions: NaN in, NaN out; infinities give the limit ---- */
 
