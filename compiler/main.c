@@ -1,5 +1,6 @@
 /* peftc's command line: a program in, an executable (or a view of it) out. The pipeline is
  * elaborate -> passes -> fuse -> schedule -> tables -> C -> host compiler. */
+#include "ahead.h"
 #include "diag.h"
 #include "dot.h"
 #include "elaborate.h"
@@ -200,19 +201,28 @@ static bool print_plan(Compilation *c, FILE *out, PeftError *err) {
     sym[PEFT_SYM_L] = c->o->longest ? c->o->longest : c->o->tokens < 128 ? c->o->tokens : 128;
     sym[PEFT_SYM_M] = c->o->masked ? c->o->masked : (c->o->tokens * 15 + 99) / 100;
     sym[PEFT_SYM_P] = c->o->threads;
+    sym[PEFT_SYM_W] = sizeof(float);
     return memreport_print(out, &build_tables(c)->table, sym, sym, c->o->json, err);
+}
+
+static bool make_executable(Compilation *c, PeftError *err) {
+    HostCc cc = {.command = c->o->cc, .level = (int)c->o->level};
+    Program *p = build_tables(c);
+    Ahead ahead = {0};
+    note_time(c, "emit");
+    bool ok = !c->o->arch || ahead_compile(&ahead, &p->table, c->o->arch, err);
+    if (c->o->arch) note_time(c, "nvrtc");
+    p->table.cubin = ahead.cubin;
+    p->table.ncubin = ahead.n;
+    ok = ok && host_cc(c->o->out, &cc, write_c, p, err);
+    note_time(c, "host cc");
+    ahead_free(&ahead);
+    return ok;
 }
 
 static bool produce(Compilation *c, PeftError *err) {
     const char *kind = c->o->emit;
-    if (!kind && c->o->out) {
-        HostCc cc = {.command = c->o->cc, .level = (int)c->o->level};
-        Program *p = build_tables(c);
-        note_time(c, "emit");
-        bool ok = host_cc(c->o->out, &cc, write_c, p, err);
-        note_time(c, "host cc");
-        return ok;
-    }
+    if (!kind && c->o->out) return make_executable(c, err);
     FILE *out = stdout;
     if (c->o->out && strcmp(c->o->out, "-") != 0) out = fopen(c->o->out, "w");
     if (!out) return peft_fail(err, "cannot write %s", c->o->out);

@@ -43,6 +43,8 @@ static const Row rows[] = {
     {"--remarks", NULL, FLAG, offsetof(Options, remarks), "say what could not be fused and why"},
     {"--from-graph", "FILE", TEXT, offsetof(Options, from_graph),
      "start from a printed graph instead of a program"},
+    {"--arch", "LIST", TEXT, offsetof(Options, arch),
+     "also compile the GPU code now, e.g. sm_80,sm_90 (needs NVRTC, no GPU); default: at first use"},
     {"--cc", "COMMAND", TEXT, offsetof(Options, cc), "host C compiler; default $CC or cc"},
     {"--opt", "LEVEL", COUNT, offsetof(Options, level), "its optimisation, 1 to 3; default 3"},
     {"--help", NULL, FLAG, offsetof(Options, help), "this text"},
@@ -107,6 +109,8 @@ static bool check(const Options *o, PeftError *err) {
     if (o->level > 3) return peft_fail(err, "--opt takes 1, 2 or 3");
     if (o->program && o->from_graph)
         return peft_fail(err, "give a program or --from-graph, not both");
+    if (o->arch && (o->emit || !o->out))
+        return peft_fail(err, "--arch goes into an executable: give -o FILE and no --emit");
     if (!o->emit) return true;
     for (int i = 0; kinds[i]; i++)
         if (strcmp(kinds[i], o->emit) == 0) return true;

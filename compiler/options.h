@@ -12,7 +12,7 @@
 
 typedef struct Options {
     const char *program, *from_graph, *out, *base, *model, *emit, *dump_after, *skip, *view,
-        *module, *cc;
+        *module, *cc, *arch;
     const char *set[MAX_SETS];
     int nset;
     int64_t tokens, sequences, longest, masked, threads, level;

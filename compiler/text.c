@@ -68,7 +68,7 @@ static const char *const input_name[PEFT_IN_COUNT] = {
 
 static const char *const init_name[] = {"zeros", "ones", "constant", "normal", "uniform"};
 static const char *const dtype_name[] = {"f32", "i32", "nf4", "nf4_plain"};
-static const char symbol_name[PEFT_SYM_COUNT] = {0, 'T', 'S', 'M', 'L', 'P'};
+static const char symbol_name[PEFT_SYM_COUNT] = {0, 'T', 'S', 'M', 'L', 'P', 'W'};
 
 enum {
     INIT_COUNT = sizeof init_name / sizeof *init_name,

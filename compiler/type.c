@@ -62,7 +62,7 @@ int64_t type_count(Type t) {
 }
 
 static int dim_str(int64_t d, char *out, size_t size) {
-    static const char *const names[PEFT_SYM_COUNT] = {"?", "T", "S", "M", "L", "P"};
+    static const char *const names[PEFT_SYM_COUNT] = {"?", "T", "S", "M", "L", "P", "W"};
     if (d >= 0) return snprintf(out, size, "%lld", (long long)d);
     int sym = (int)(-d & 15);
     return snprintf(out, size, "%s%s", sym < PEFT_SYM_COUNT ? names[sym] : "?",

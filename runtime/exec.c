@@ -12,10 +12,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-static const int64_t no_sym[PEFT_SYM_COUNT];
-
-int64_t var_bytes(const PeftVar *v) {
-    return plan_bytes(v->dtype, v->rank, v->dim, no_sym);
+int64_t var_bytes(const Exec *x, int var) {
+    const PeftVar *v = &x->program->var[var];
+    return plan_bytes(v->dtype, v->rank, v->dim, x->train_sym);
 }
 
 int64_t var_count(const PeftVar *v) {
@@ -70,12 +69,32 @@ static bool resolve_function(Exec *x, PeftFn fn, PeftError *err) {
     return true;
 }
 
-static bool within_budget(const Exec *x, int64_t budget, PeftError *err) {
-    if (budget <= 0 || x->plan.peak <= budget) return true;
+static void find_scalars(Exec *x, PeftFn fn) {
+    static const char *const name[EXEC_SCALARS] = {
+        [EXEC_LOSS] = "loss", [EXEC_LR] = "lr", [EXEC_GRAD_NORM] = "grad_norm"};
+    for (int i = 0; i < EXEC_SCALARS; i++) x->scalar[fn][i] = exec_output(x, fn, name[i], NULL);
+}
+
+bool exec_within(int64_t bytes, int64_t budget, PeftError *err) {
+    if (budget <= 0 || bytes <= budget) return true;
     err->code = 3;
-    return peft_fail(err,
-                     "the plan needs %.1f MB and the budget is %.1f MB; use a smaller fit.batch",
-                     (double)x->plan.peak / 1e6, (double)budget / 1e6);
+    return peft_fail(err, "the plan needs %.1f MB and the budget is %.1f MB", (double)bytes / 1e6,
+                     (double)budget / 1e6);
+}
+
+static bool within_budget(Exec *x, int64_t budget, PeftError *err) {
+    if (exec_within(x->plan.peak, budget, err)) return true;
+    x->room = budget;
+    return false;
+}
+
+void exec_device_symbols(Device device, Compute compute, int threads, int64_t sym[PEFT_SYM_COUNT]) {
+    sym[PEFT_SYM_P] = device == DEVICE_CUDA ? 0 : threads;
+    sym[PEFT_SYM_W] = compute == COMPUTE_BF16 ? 2 : sizeof(float);
+}
+
+static void set_device_symbols(const Exec *x, int64_t *sym) {
+    exec_device_symbols(x->device, x->compute, x->threads, sym);
 }
 
 bool exec_open(Exec *x, const PeftProgram *program, unsigned fn_mask, Device device,
@@ -89,16 +108,24 @@ bool exec_open(Exec *x, const PeftProgram *program, unsigned fn_mask, Device dev
     memcpy(x->train_sym, train_sym, sizeof x->train_sym);
     memcpy(x->eval_sym, eval_sym, sizeof x->eval_sym);
     if (device == DEVICE_CUDA) x->threads = 0;
-    x->train_sym[PEFT_SYM_P] = x->eval_sym[PEFT_SYM_P] = x->threads;
+    set_device_symbols(x, x->train_sym);
+    set_device_symbols(x, x->eval_sym);
     for (int f = 0; f < PEFT_FN_COUNT; f++)
         if (program->fn[f].nstep) x->fn_mask |= (fn_mask | 1u << PEFT_FN_START) & 1u << f;
     if (device == DEVICE_CPU && !cpu_ready(err)) return false;
     bool ok = program_plan(program, x->fn_mask, x->train_sym, x->eval_sym, &x->plan, err) &&
               within_budget(x, budget, err) && arena_map(x, err);
-    for (int f = 0; ok && f < PEFT_FN_COUNT; f++)
-        if (x->fn_mask >> f & 1) ok = resolve_function(x, (PeftFn)f, err);
+    for (int f = 0; ok && f < PEFT_FN_COUNT; f++) {
+        if (!(x->fn_mask >> f & 1)) continue;
+        ok = resolve_function(x, (PeftFn)f, err);
+        find_scalars(x, (PeftFn)f);
+    }
     if (ok && device == DEVICE_CUDA) ok = cuda_open(x, err);
-    if (!ok) exec_close(x);
+    if (!ok) {
+        int64_t room = x->room;
+        exec_close(x);
+        x->room = room;
+    }
     return ok;
 }
 
@@ -127,9 +154,17 @@ bool exec_pull(Exec *x, PeftError *err) {
     return !x->cuda || cuda_pull(x, err);
 }
 
+const void *exec_value(const Exec *x, int var) {
+    return x->arena + x->plan.var_offset[var];
+}
+
 void *exec_var(const Exec *x, int var) {
     if (x->cuda) cuda_touch(x, var);
-    return x->arena + x->plan.var_offset[var];
+    return (void *)exec_value(x, var);
+}
+
+int64_t exec_driver_bytes(const Exec *x) {
+    return x->cuda ? cuda_driver_bytes(x) : -1;
 }
 
 void *exec_input(const Exec *x, PeftInputId id) {
@@ -149,7 +184,7 @@ const void *exec_output(const Exec *x, PeftFn fn, const char *name, const PeftOu
 /* ---- running ---- */
 
 /* The arena's high-water mark is what the step's buffers need for this batch's sizes. */
-static void note_high_water(Exec *x, PeftFn fn, const PeftStep *s, const int64_t *sym) {
+static void note_step(Exec *x, PeftFn fn, const PeftStep *s, const int64_t *sym) {
     const PeftFunction *f = &x->program->fn[fn];
     for (int k = -1; k < s->narg; k++) {
         int32_t ref = k < 0 ? s->workspace : s->arg[k];
@@ -163,6 +198,24 @@ static void note_high_water(Exec *x, PeftFn fn, const PeftStep *s, const int64_t
         int64_t end = x->plan.persistent + x->plan.temp_offset[fn][i] + bytes;
         if (end > x->high_water) x->high_water = end;
     }
+}
+
+static bool at_least(const int64_t *a, const int64_t *b) {
+    for (int i = 0; i < PEFT_SYM_COUNT; i++)
+        if (a[i] < b[i]) return false;
+    return true;
+}
+
+/* Buffers grow with every symbol, so a batch that is nowhere larger than one noted before cannot
+ * raise the mark. The last batches noted are remembered: few of them are larger than most others.
+ */
+static void note_high_water(Exec *x, PeftFn fn, const int64_t *sym) {
+    const PeftFunction *f = &x->program->fn[fn];
+    for (int64_t i = 0; i < x->nlargest[fn] && i < EXEC_LARGEST; i++)
+        if (at_least(x->largest[fn][i], sym)) return;
+    memcpy(x->largest[fn][x->nlargest[fn]++ % EXEC_LARGEST], sym, sizeof x->largest[fn][0]);
+    if (x->plan.persistent > x->high_water) x->high_water = x->plan.persistent;
+    for (int i = 0; i < f->nstep; i++) note_step(x, fn, &f->step[i], sym);
 }
 
 bool exec_profile(Exec *x, PeftFn fn, PeftError *err) {
@@ -210,15 +263,21 @@ static bool fits_plan(const Exec *x, PeftFn fn, const int64_t *sym, PeftError *e
     return true;
 }
 
-bool exec_run(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT], PeftError *err) {
+/* Checks a batch's sizes against the plan and adds the device's symbols to them. */
+static bool prepare(Exec *x, PeftFn fn, const int64_t *sym, int64_t full[PEFT_SYM_COUNT],
+                    PeftError *err) {
     if (!fits_plan(x, fn, sym, err)) return false;
+    memcpy(full, sym, PEFT_SYM_COUNT * sizeof *sym);
+    set_device_symbols(x, full);
+    if (x->device == DEVICE_NULL && !null_check(x, fn, full, err)) return false;
+    note_high_water(x, fn, full);
+    return true;
+}
+
+bool exec_run(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT], PeftError *err) {
     const PeftFunction *f = &x->program->fn[fn];
     int64_t full[PEFT_SYM_COUNT];
-    memcpy(full, sym, sizeof full);
-    full[PEFT_SYM_P] = x->threads;
-    if (x->plan.persistent > x->high_water) x->high_water = x->plan.persistent;
-    if (x->device == DEVICE_NULL && !null_check(x, fn, full, err)) return false;
-    for (int i = 0; i < f->nstep; i++) note_high_water(x, fn, &f->step[i], full);
+    if (!prepare(x, fn, sym, full, err)) return false;
     if (x->device == DEVICE_CUDA) return cuda_run(x, fn, full, err);
     void **arg = x->arg[fn];
     for (int i = 0; i < f->nstep; i++) {
@@ -230,5 +289,34 @@ bool exec_run(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT], PeftError *
         }
         arg += s->narg;
     }
+    return true;
+}
+
+bool exec_queue_full(const Exec *x) {
+    return x->pending == (x->device == DEVICE_CUDA ? EXEC_QUEUE : 1);
+}
+
+bool exec_submit(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT], PeftError *err) {
+    int64_t full[PEFT_SYM_COUNT];
+    int at = (x->oldest + x->pending) % EXEC_QUEUE;
+    ExecResult *r = &x->queue[at];
+    *r = (ExecResult){.fn = fn, .tokens = sym[PEFT_SYM_T]};
+    if (x->device == DEVICE_CUDA) {
+        if (!prepare(x, fn, sym, full, err) || !cuda_submit(x, fn, full, at, err)) return false;
+    } else {
+        if (!exec_run(x, fn, sym, err)) return false;
+        for (int i = 0; i < EXEC_SCALARS; i++)
+            if (x->scalar[fn][i]) r->scalar[i] = *x->scalar[fn][i];
+    }
+    x->pending++;
+    return true;
+}
+
+bool exec_collect(Exec *x, ExecResult *out, PeftError *err) {
+    int at = x->oldest;
+    if (x->device == DEVICE_CUDA && !cuda_collect(x, at, x->queue[at].scalar, err)) return false;
+    *out = x->queue[at];
+    x->oldest = (at + 1) % EXEC_QUEUE;
+    x->pending--;
     return true;
 }

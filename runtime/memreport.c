@@ -73,7 +73,7 @@ static bool list_buffers(Report *r, PeftError *err) {
     }
     for (int i = 0; i < f->ntemp; i++) {
         const PeftTemp *t = &f->temp[i];
-        if (step < t->first || step > t->last) continue;
+        if (step < t->first || step > plan_last_step(f, t, sym)) continue;
         int64_t bytes = t->mem_class == PEFT_MEM_WORKSPACE
                             ? step_workspace_bytes(p, &f->step[t->first], sym)
                             : plan_bytes(t->dtype, t->rank, t->dim, sym);
@@ -83,9 +83,11 @@ static bool list_buffers(Report *r, PeftError *err) {
     return true;
 }
 
+/* fn_mask 0: the functions of a training run. */
 static bool gather(Report *r, PeftError *err) {
+    bool given = r->fn_mask != 0;
     static const PeftFn planned[] = {PEFT_FN_EVAL, PEFT_FN_TRAIN, PEFT_FN_UPDATE, PEFT_FN_START};
-    for (size_t i = 0; i < sizeof planned / sizeof *planned; i++)
+    for (size_t i = 0; !given && i < sizeof planned / sizeof *planned; i++)
         if (r->p->fn[planned[i]].nstep) r->fn_mask |= 1u << planned[i];
     if (!program_plan(r->p, r->fn_mask, r->train_sym, r->eval_sym, &r->plan, err)) return false;
     int64_t most = -1;
@@ -109,25 +111,40 @@ static double ratio(const ProgramPlan *plan) {
 
 /* ---- text ---- */
 
+void memreport_used(FILE *out, const Exec *x) {
+    int64_t driver = exec_driver_bytes(x);
+    fprintf(out, "planned peak           %10.1f MB\n", (double)x->plan.peak / 1e6);
+    fprintf(out, "arena high-water mark  %10.1f MB\n", (double)x->high_water / 1e6);
+    if (driver >= 0) fprintf(out, "counted by the driver  %10.1f MB\n", (double)driver / 1e6);
+}
+
 static void print_bytes(FILE *out, const char *name, int64_t bytes) {
     fprintf(out, "%-14s %10.2f MB  %14" PRId64 " bytes", name, (double)bytes / 1e6, bytes);
+}
+
+static void print_classes(FILE *out, const Report *r) {
+    for (int c = 0; c < PEFT_MEM_CLASSES; c++) {
+        print_bytes(out, mem_class_name[c], r->plan.by_class[c]);
+        fprintf(out, "  %5.1f %%\n",
+                100 * (double)r->plan.by_class[c] / (double)(r->plan.lower_bound + 1));
+    }
 }
 
 static void print_summary(FILE *out, const Report *r) {
     const int64_t *s = r->train_sym;
     fprintf(out,
             "memory plan of %s: %" PRId64 " tokens, %" PRId64 " sequences, the longest of %" PRId64
-            ", %" PRId64 " threads\n\n",
-            r->p->name, s[PEFT_SYM_T], s[PEFT_SYM_S], s[PEFT_SYM_L], s[PEFT_SYM_P]);
+            ", ",
+            r->p->name, s[PEFT_SYM_T], s[PEFT_SYM_S], s[PEFT_SYM_L]);
+    if (s[PEFT_SYM_P])
+        fprintf(out, "%" PRId64 " threads\n\n", s[PEFT_SYM_P]);
+    else
+        fprintf(out, "a GPU in %s\n\n", s[PEFT_SYM_W] == 2 ? "bf16" : "fp32");
     print_bytes(out, "peak", r->plan.peak);
     fputc('\n', out);
     print_bytes(out, "lower bound", r->plan.lower_bound);
     fprintf(out, "\n%-14s %10.4f\n\n", "ratio", ratio(&r->plan));
-    for (int c = 0; c < PEFT_MEM_CLASSES; c++) {
-        print_bytes(out, mem_class_name[c], r->plan.by_class[c]);
-        fprintf(out, "  %5.1f %%\n",
-                100 * (double)r->plan.by_class[c] / (double)(r->plan.lower_bound + 1));
-    }
+    print_classes(out, r);
     fputc('\n', out);
     for (int f = 0; f < PEFT_FN_COUNT; f++) {
         if (!(r->fn_mask >> f & 1)) continue;
@@ -136,8 +153,7 @@ static void print_summary(FILE *out, const Report *r) {
     }
 }
 
-static void print_text(FILE *out, const Report *r) {
-    print_summary(out, r);
+static void print_buffers(FILE *out, const Report *r) {
     const PeftStep *s = peak_step(r);
     if (s)
         fprintf(out, "\nmost of what is alive at the peak, step %d of %s (%s%s%s):\n",
@@ -148,6 +164,27 @@ static void print_text(FILE *out, const Report *r) {
         fprintf(out, "%4d x %12" PRId64 " bytes  %-11s  %s%s%s\n", b->count, b->bytes,
                 mem_class_name[b->class], b->what, b->where[0] ? "  " : "", b->where);
     }
+}
+
+static Report report_of(const Exec *x) {
+    return (Report){
+        .p = x->program, .train_sym = x->train_sym, .eval_sym = x->eval_sym, .fn_mask = x->fn_mask};
+}
+
+static void report_free(Report *r) {
+    free(r->buffer);
+    program_plan_free(&r->plan);
+}
+
+bool memreport_peak(FILE *out, const Exec *x, PeftError *err) {
+    Report r = report_of(x);
+    bool ok = gather(&r, err);
+    if (ok) {
+        print_classes(out, &r);
+        print_buffers(out, &r);
+    }
+    report_free(&r);
+    return ok;
 }
 
 /* ---- JSON ---- */
@@ -181,6 +218,14 @@ static json_t *json_report(const Report *r) {
                      "by_class", class, "by_function", fn, "largest", json_buffers(r));
 }
 
+json_t *memreport_json(const Exec *x, PeftError *err) {
+    Report r = report_of(x);
+    json_t *root = gather(&r, err) ? json_report(&r) : NULL;
+    if (!root) peft_fail(err, "cannot make the memory report of %s as JSON", x->program->name);
+    report_free(&r);
+    return root;
+}
+
 static bool print_json(FILE *out, const Report *r, PeftError *err) {
     json_t *root = json_report(r);
     bool ok = root && json_dumpf(root, out, JSON_INDENT(2)) == 0;
@@ -193,11 +238,51 @@ bool memreport_print(FILE *out, const PeftProgram *p, const int64_t train_sym[PE
                      const int64_t eval_sym[PEFT_SYM_COUNT], bool json, PeftError *err) {
     Report r = {.p = p, .train_sym = train_sym, .eval_sym = eval_sym};
     bool ok = gather(&r, err);
-    if (ok && json)
+    if (ok && json) {
         ok = print_json(out, &r, err);
-    else if (ok)
-        print_text(out, &r);
-    free(r.buffer);
-    program_plan_free(&r.plan);
+    } else if (ok) {
+        print_summary(out, &r);
+        print_buffers(out, &r);
+    }
+    report_free(&r);
     return ok;
+}
+
+/* ---- over time ---- */
+
+/* As the plan places it: an empty buffer keeps an address of its own. */
+static int64_t placed(int64_t bytes) {
+    return ((bytes ? bytes : 1) + PEFT_ALIGN - 1) / PEFT_ALIGN * PEFT_ALIGN;
+}
+
+/* Of variables and inputs, which every step of every function finds. */
+static void count_persistent(const Exec *x, int64_t by_class[PEFT_MEM_CLASSES]) {
+    int64_t variables = 0;
+    for (int i = 0; i < x->program->nvar; i++) {
+        const PeftVar *v = &x->program->var[i];
+        int64_t bytes = placed(plan_bytes(v->dtype, v->rank, v->dim, x->train_sym));
+        by_class[v->is_state ? PEFT_MEM_OPTIMIZER : PEFT_MEM_WEIGHT] += bytes;
+        variables += bytes;
+    }
+    by_class[PEFT_MEM_INPUT] = x->plan.persistent - variables;
+}
+
+int64_t *memreport_timeline(const Exec *x, PeftFn fn, PeftError *err) {
+    const PeftFunction *f = &x->program->fn[fn];
+    const int64_t *sym = fn == PEFT_FN_EVAL ? x->eval_sym : x->train_sym;
+    int64_t *alive = peft_zalloc((size_t)f->nstep * PEFT_MEM_CLASSES, sizeof *alive, err);
+    int64_t persistent[PEFT_MEM_CLASSES] = {0};
+    if (!alive) return NULL;
+    count_persistent(x, persistent);
+    for (int s = 0; s < f->nstep; s++)
+        memcpy(alive + s * PEFT_MEM_CLASSES, persistent, sizeof persistent);
+    for (int i = 0; i < f->ntemp; i++) {
+        const PeftTemp *t = &f->temp[i];
+        int64_t bytes = t->mem_class == PEFT_MEM_WORKSPACE
+                            ? step_workspace_bytes(x->program, &f->step[t->first], sym)
+                            : plan_bytes(t->dtype, t->rank, t->dim, sym);
+        for (int s = t->first; s <= plan_last_step(f, t, sym); s++)
+            alive[s * PEFT_MEM_CLASSES + t->mem_class] += placed(bytes);
+    }
+    return alive;
 }

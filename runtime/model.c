@@ -1,6 +1,7 @@
 /* See model.h. Loading streams: a quantised variable never exists in full precision. */
 #include "model.h"
 #include "cpu/nf4.h"
+#include "storage.h"
 #include "model_config.h"
 #include "io/quantize.h"
 #include "io/weights_map.h"
@@ -46,6 +47,7 @@ enum { PIECE = 1 << 16 };
 
 typedef struct Fill {
     const PeftVar *var;
+    int work;               /* bytes of a work value */
     const StTensor *tensor; /* NULL: initialise */
     uint64_t key;
     float *piece; /* PIECE floats */
@@ -70,9 +72,19 @@ static bool fill_quantised(const Fill *f, void *at, PeftError *err) {
     return nf_quantizer_finish(&q, err);
 }
 
+static bool is_quantised(const PeftVar *v) {
+    return v->dtype == DT_NF4 || v->dtype == DT_NF4_PLAIN;
+}
+
 static bool fill(const Fill *f, void *at, PeftError *err) {
-    if (f->var->dtype == DT_F32) return fill_piece(f, at, 0, var_count(f->var), err);
-    return fill_quantised(f, at, err);
+    if (is_quantised(f->var)) return fill_quantised(f, at, err);
+    int64_t n = var_count(f->var);
+    for (int64_t i = 0; i < n; i += PIECE) {
+        int64_t m = n - i < PIECE ? n - i : PIECE;
+        if (!fill_piece(f, f->piece, i, m, err)) return false;
+        storage_put(at, f->var->dtype, f->work, n, i, m, f->piece);
+    }
+    return true;
 }
 
 /* ---- loading ---- */
@@ -112,7 +124,10 @@ static const char *source_names(const ModelSource *src, char *buf, size_t size) 
 static bool load_var(Exec *x, int i, Opened *o, const ModelSource *src, uint64_t seed, float *piece,
                      ModelReport *r, PeftError *err) {
     const PeftVar *v = &x->program->var[i];
-    Fill f = {.var = v, .key = name_key(seed, v->name), .piece = piece};
+    Fill f = {.var = v,
+              .work = (int)x->train_sym[PEFT_SYM_W],
+              .key = name_key(seed, v->name),
+              .piece = piece};
     bool wanted = !v->is_state;
     if (wanted && weight_map_find(o->map, v->name)) {
         f.tensor = weight_map_resolve(o->map, v->name, v->rank, v->dim, err);
@@ -223,13 +238,17 @@ static bool put_var(StWriter *w, int handle, const Exec *x, int i, PeftError *er
     const PeftVar *v = &x->program->var[i];
     int64_t n = var_count(v);
     const char *at = exec_var(x, i);
-    if (v->dtype == DT_F32) return st_writer_put(w, handle, at, (uint64_t)n * sizeof(float), err);
-    Nf4View view = nf4_view(at, n, v->dtype == DT_NF4);
+    bool quantised = is_quantised(v);
+    Nf4View view = {0};
+    if (quantised) view = nf4_view(at, n, v->dtype == DT_NF4);
     float *piece = peft_alloc(PIECE, sizeof *piece, err);
     bool ok = piece != NULL;
     for (int64_t k = 0; ok && k < n; k += PIECE) {
         int64_t m = n - k < PIECE ? n - k : PIECE;
-        nf4_dequant_row(&view, k, m, piece);
+        if (quantised)
+            nf4_dequant_row(&view, k, m, piece);
+        else
+            storage_get(at, v->dtype, (int)x->train_sym[PEFT_SYM_W], n, k, m, piece);
         ok = st_writer_put(w, handle, piece, (uint64_t)m * sizeof(float), err);
     }
     free(piece);

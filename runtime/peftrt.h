@@ -17,8 +17,16 @@
 #define PEFT_PROGRAM_VERSION 1
 #define PEFT_MAX_RANK        2
 
-/* NF4: blocks of 64 with double quantisation; NF4_PLAIN: one float absmax per block (cpu/nf4.h). */
-typedef enum DType { DT_F32, DT_I32, DT_NF4, DT_NF4_PLAIN } DType;
+/* How values lie in memory. The last two are the compiler's choice for matrices and depend on the
+ * device: float everywhere but on a GPU that computes in bf16 (a work value of two bytes). */
+typedef enum DType {
+    DT_F32,
+    DT_I32,
+    DT_NF4,       /* blocks of 64 with double quantisation (cpu/nf4.h) */
+    DT_NF4_PLAIN, /* one float absmax per block */
+    DT_WORK,      /* float, or bf16 */
+    DT_MASTER     /* float, or its bf16 in one plane before what the rounding left out in another */
+} DType;
 
 /* ---- symbolic dimensions ---- */
 
@@ -30,7 +38,8 @@ enum {
     PEFT_SYM_M = 3, /* masked positions in the batch (masked-language-model programs) */
     PEFT_SYM_L = 4, /* longest sequence in the batch */
     PEFT_SYM_P = 5, /* threads; 0: a GPU runs the steps */
-    PEFT_SYM_COUNT = 6
+    PEFT_SYM_W = 6, /* bytes of a work value: 4 or 2 */
+    PEFT_SYM_COUNT = 7
 };
 #define DIM_T           (-PEFT_SYM_T)
 #define DIM_S           (-PEFT_SYM_S)
@@ -169,7 +178,8 @@ typedef struct PeftKernel {
     PeftMapFn map;           /* MAP, COLUMN_SUM */
     PeftSumFn sum;           /* FULL_SUM */
     PeftEpilogueFn epilogue; /* GEMM, or NULL */
-    uint8_t launch;          /* PeftLaunch of the CUDA kernel `name`; a GEMM's epilogue is one, too */
+    uint8_t launch; /* PeftLaunch of the CUDA kernel `name`; a GEMM's epilogue is one, too, unless
+                       the product is plain */
     int32_t block;           /* its threads in a block */
     const int32_t *site;     /* dropout sites, its last parameters */
     int32_t nsite;
@@ -178,7 +188,11 @@ typedef struct PeftKernel {
 typedef struct PeftGemm { /* C[m,n] = op(A) op(B), arguments 0, 1, 2 of the step are A, B, C */
     int64_t m, n, k;      /* dimensions, possibly symbolic */
     uint8_t trans_a, trans_b;
-    uint8_t b_dtype; /* DT_F32, or a DT_NF4 form dequantised while packing */
+    uint8_t b_dtype; /* a DT_NF4 form is dequantised first, or while it is packed */
+    uint8_t c_dtype; /* DT_WORK or DT_F32; A and B are in the work type */
+    uint8_t plain;   /* C = scale A B + argument `addend` (-1: nothing) is all, epilogue included */
+    int32_t addend;
+    double scale;
 } PeftGemm;
 
 typedef struct PeftAttention {
@@ -196,6 +210,7 @@ typedef struct PeftIndex {
 typedef struct PeftStep {
     int32_t kernel; /* index into the program's kernels */
     int32_t narg;
+    int32_t nread; /* of them; those behind, and a GEMM's C (argument 2), are written */
     const int32_t *arg; /* buffer references */
     int64_t rows, cols; /* index space (MAP, *_SUM) */
     int32_t workspace;  /* reference to a workspace temporary, or PEFT_REF_NONE */
@@ -246,6 +261,14 @@ typedef struct PeftMethod {    /* for adapter_config.json: facts about applied p
     int32_t nparam;
 } PeftMethod;
 
+typedef struct PeftCubin { /* CUDA code compiled ahead of time (cuda/code.h) */
+    uint8_t major, minor;  /* compute capability it was compiled for */
+    uint8_t work;          /* bytes of a work value: 4 or 2 */
+    uint8_t part;          /* of CUDA_CODE_PARTS */
+    size_t bytes;
+    const void *image;
+} PeftCubin;
+
 typedef struct PeftProgram {
     int32_t version;           /* PEFT_PROGRAM_VERSION */
     const char *name, *source; /* "lora_r16"; path of the program text */
@@ -261,7 +284,10 @@ typedef struct PeftProgram {
     const PeftKernel *kernel;
     int32_t nkernel;
     PeftFunction fn[PEFT_FN_COUNT];
+    bool needs_fp32; /* some work value is also given back as a float */
     const char *cuda_source; /* "" when compiled for the CPU alone */
+    const PeftCubin *cubin;  /* of peftc --arch */
+    int32_t ncubin;
 } PeftProgram;
 
 /* The entry point of every compiled program. */

@@ -208,7 +208,7 @@ int64_t plan_bytes(uint8_t dtype, int rank, const int64_t *dim, const int64_t sy
     }
     if (n > INT64_MAX / 8) return -1;
     if (dtype == DT_NF4 || dtype == DT_NF4_PLAIN) return (int64_t)nf4_bytes(n, dtype == DT_NF4);
-    return n * 4; /* f32 and i32 */
+    return n * (dtype == DT_WORK ? sym[PEFT_SYM_W] : 4); /* f32, i32, and both planes of a master */
 }
 
 int64_t step_workspace_bytes(const PeftProgram *p, const PeftStep *s,
@@ -282,6 +282,13 @@ static bool place_inputs(Planner *pl) {
     return true;
 }
 
+int32_t plan_last_step(const PeftFunction *f, const PeftTemp *t,
+                       const int64_t sym[PEFT_SYM_COUNT]) {
+    if (sym[PEFT_SYM_P] != 0) return t->last;
+    int32_t after = f->nstep - 1 - t->last;
+    return t->last + (after < PLAN_GPU_SLACK ? after : PLAN_GPU_SLACK);
+}
+
 static bool temp_sizes(const Planner *pl, PeftFn fn, PlanItem *item) {
     const PeftFunction *f = &pl->program->fn[fn];
     const int64_t *sym = symbols_of(pl, fn);
@@ -293,7 +300,8 @@ static bool temp_sizes(const Planner *pl, PeftFn fn, PlanItem *item) {
         if (bytes < 0)
             return peft_fail(pl->err, "%s (%s): its size overflows; use smaller dimensions",
                              t->label, t->where);
-        item[i] = (PlanItem){.bytes = bytes ? bytes : 1, .first = t->first, .last = t->last};
+        item[i] = (PlanItem){.bytes = bytes ? bytes : 1, .first = t->first};
+        item[i].last = plan_last_step(f, t, sym);
     }
     return true;
 }

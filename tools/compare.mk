@@ -2,6 +2,19 @@
 #
 # Settings reach tools/compare.sh, which lists them, through the environment: make exports what its command line sets.
 
+# The commit that run.json names. The file changes only when the commit does, so make without a change
+# builds nothing, and a tree without git is built as "unknown".
+.PHONY: commit
+commit:
+$(BUILD)/commit: commit
+	@mkdir -p $(@D)
+	@c=$$(git rev-parse --short=12 HEAD 2>/dev/null) && \
+	  { git diff --quiet HEAD 2>/dev/null || c=$$c-changed; }; echo "$${c:-unknown}" >$@.new; \
+	  if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+$(BUILD)/runtime/cli/origin.o: $(BUILD)/commit
+$(BUILD)/runtime/cli/origin.o: CFLAGS += -DPEFTC_COMMIT='"$(shell cat $(BUILD)/commit)"'
+
 $(BUILD)/phrases: tools/phrases.c
 	@mkdir -p $(@D)
 	$(CC) -std=gnu11 -O2 $(WARN) -o $@ $<
@@ -10,6 +23,9 @@ $(BUILD)/bow $(BUILD)/half $(BUILD)/schema: $(BUILD)/%: tools/%.c $(BUILD)/libpe
 	$(CC) $(CFLAGS) -o $@ $^ $(LIBS)
 
 $(BUILD)/compare: $(wildcard tools/compare/*.c) $(BUILD)/libpeftrt.a tools/compare/compare.h
+	$(CC) $(CFLAGS) -o $@ $(filter-out %.h,$^) $(LIBS)
+
+$(BUILD)/live: tools/live.c $(addprefix tools/compare/,read.c statistics.c compare.h) $(BUILD)/libpeftrt.a
 	$(CC) $(CFLAGS) -o $@ $(filter-out %.h,$^) $(LIBS)
 
 # The generated phrases; vocab.txt is the last file written.
@@ -22,7 +38,7 @@ $(CORPUS)/vocab.txt: $(BUILD)/phrases
 .PHONY: phrases compare compare-tools fetch pretrain
 phrases: $(CORPUS)/vocab.txt
 
-compare-tools: $(BUILD)/peftc $(BUILD)/compare $(BUILD)/bow $(BUILD)/half $(CORPUS)/vocab.txt
+compare-tools: $(BUILD)/peftc $(BUILD)/compare $(BUILD)/live $(BUILD)/bow $(BUILD)/half $(CORPUS)/vocab.txt
 
 # tests/suites/compare.sh
 tests: compare-tools $(BUILD)/schema

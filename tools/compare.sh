@@ -7,12 +7,14 @@
 #   TASK      sst2 or agnews; default: by the files in DATA
 #   SEEDS     42,43,44: each program is trained with each; default 42
 #   PROGRAMS  names in models/; default the five of the comparison
+#   COMPUTE   bf16 or fp32, on a GPU; default bf16
 #   EPOCHS, BATCH, THREADS, DEVICE, SET ("fit.lr=1e-4 fit.warmup=6%")   onto every program
 #   RUNS      where programs and runs are kept; default out/compare or out/compare-BASE-DATA
 #   METRICS   where comparison.json and the metrics of the runs go; default RUNS
 #   AGAIN=1   train again what was trained with other settings
 #   REPLACE=1 replace a comparison.json of other data
 #
+# On a terminal a table of all runs stays at its bottom (tools/live.c); elsewhere there are plain lines.
 # A finished run is kept as long as the same command would make it again: program, base, data and
 # settings are compared by content (seedN.settings). An interrupted one goes on from its checkpoint.
 # A run that fails does not stop the others; the exit code is then 1, after an interrupt 130.
@@ -23,7 +25,7 @@ embedded=examples/base
 BASE=${BASE:-$embedded} TASK=${TASK:-} SEEDS=${SEEDS:-42} AGAIN=${AGAIN:-} REPLACE=${REPLACE:-}
 PROGRAMS=${PROGRAMS:-full_ft lora_r8 lora_r16 qlora_r16 adapters}
 BASE=${BASE%/} DATA=${DATA:-} DATA=${DATA%/}
-failed=''
+failed='' table=''
 # Threads that spin while they wait are up to seven times slower when something else runs on the machine.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 
@@ -116,7 +118,7 @@ checksum() { # FILE...: of those that exist
 describe() { # PROGRAM SEED: everything the run's result depends on
     printf 'program %s\n' "$1"
     checksum "$RUNS/$1/program.c"
-    printf 'task %s\ndevice %s\nseed %s\n' "${TASK:-auto}" "${DEVICE:-cpu}" "$2"
+    printf 'task %s\ndevice %s\nseed %s\n' "${TASK:-auto}" "${DEVICE:-cpu}${COMPUTE:+ $COMPUTE}" "$2"
     settings_of "$1"
     cat "$RUNS/inputs"
 }
@@ -128,14 +130,6 @@ state_of() { # PROGRAM SEED -> finished, broken, other, interrupted or new
     elif [ -e "$dir/run.json" ]; then
         if "$build/compare" --check "$dir"; then echo finished; else echo broken; fi
     else echo interrupted; fi
-}
-
-note_maker() { # PROGRAM SEED
-    local commit='' processor
-    commit=$(git rev-parse --short=12 HEAD 2>/dev/null) &&
-        { git diff --quiet HEAD 2>/dev/null || commit=$commit-changed; }
-    processor=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo 2>/dev/null | head -1)
-    printf 'commit %s\nprocessor %s\n' "$commit" "${processor:-$(uname -m)}" >"$RUNS/$1/seed$2.made"
 }
 
 # One run: kept, resumed or made. Returns the program's exit code.
@@ -161,8 +155,7 @@ train() { # PROGRAM SEED
     for s in $(settings_of "$1"); do set+=(--set "$s"); done
     "$RUNS/$1/run" train --base "$BASE" --data "$DATA" --out "$dir" --set "fit.seed=$2" \
         ${set[@]+"${set[@]}"} ${how[@]+"${how[@]}"} ${TASK:+--task "$TASK"} \
-        ${THREADS:+--threads "$THREADS"} ${DEVICE:+--device "$DEVICE"} 1>&2 || return
-    note_maker "$1" "$2"
+        ${THREADS:+--threads "$THREADS"} ${DEVICE:+--device "$DEVICE"} ${COMPUTE:+--compute "$COMPUTE"} 1>&2
 }
 
 stop() { # RC PROGRAM SEED
@@ -171,19 +164,40 @@ stop() { # RC PROGRAM SEED
     failed="$failed $2/seed$3"
 }
 
+# On a terminal everything that is said from here on goes through the table, which ends with its input.
+start_table() {
+    local program seed runs=()
+    if [ ! -t 2 ] || [ "${TERM:-dumb}" = dumb ]; then return; fi
+    for program in ${PROGRAMS//,/ }; do for seed in ${SEEDS//,/ }; do runs+=("$program/$seed"); done; done
+    [ ${#runs[@]} -le 256 ] || return
+    exec 3>&2 2> >(exec "$build/live" "$RUNS" "${runs[@]}" >&3 2>&3)
+    table=$!
+    export PEFTC_PROGRESS_SECONDS=0.2
+    trap end_table EXIT
+}
+end_table() {
+    [ -n "$table" ] || return
+    exec 2>&3
+    wait "$table"
+    table=''
+}
+
 run_all() {
     local program seed n=0 total=0 rc
     for program in ${PROGRAMS//,/ }; do for seed in ${SEEDS//,/ }; do total=$((total + 1)); done; done
     for program in ${PROGRAMS//,/ }; do
-        compile "$program"
-        rc=$?
+        rc=''
         for seed in ${SEEDS//,/ }; do
             n=$((n + 1))
             say ""
             say "[$n/$total] $program, seed $seed$(settings_of "$program" | sed "s/^/, /" | tr -d "\n")"
+            if [ -z "$rc" ]; then
+                compile "$program"
+                rc=$?
+            fi
             if [ $rc != 0 ]; then stop $rc "$program" "$seed"; continue; fi
             train "$program" "$seed" || { stop $? "$program" "$seed"; continue; }
-            [ $n = $total ] || "$build/compare" "$RUNS" --brief >&2
+            [ -n "$table" ] || [ $n = $total ] || "$build/compare" "$RUNS" --brief >&2
         done
     done
 }
@@ -191,6 +205,7 @@ run_all() {
 copy_metrics() {
     local run to
     [ "$METRICS" != "$RUNS" ] || return 0
+    cp "$RUNS/baseline.json" "$METRICS/" || return 1
     for run in "$RUNS"/*/seed*/run.json; do
         to=$METRICS/${run#"$RUNS"/}
         mkdir -p "${to%/*}" && cp "${run%/*}"/{run.json,metrics.jsonl,metrics.csv} "${to%/*}/" || return 1
@@ -204,7 +219,9 @@ measure_baseline
 checksum "$BASE"/{config.json,vocab.txt} "$BASE"/*.safetensors "$DATA"/{train,validation,val,dev,test}.{tsv,csv}{,.gz} \
     >"$RUNS/inputs" || die "cannot write $RUNS/inputs"
 trap 'say "make compare: interrupted; the same command goes on from there"; exit 130' INT TERM
+start_table
 run_all
+end_table
 say ""
 "$build/compare" "$RUNS" --out "$METRICS/comparison.json" ${REPLACE:+--replace} || failed="$failed table"
 copy_metrics || failed="$failed metrics"

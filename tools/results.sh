@@ -30,6 +30,7 @@ tables() { # LANGUAGE FILE
         while (match(s, /[0-9][0-9][0-9][0-9](,|$)/)) s = substr(s, 1, RSTART) "," substr(s, RSTART + 1)
         return s
     }
+    function note(text, english, spanish) { if (text != "") printf "; %s%s", es ? spanish : english, text }
     function header(text, n) {
         print text
         gsub(/[^|]/, "", text)
@@ -81,10 +82,20 @@ tables() { # LANGUAGE FILE
         if (("baseline", "f1_macro") in v)
             printf (es ? "Contar palabras, sin encoder: F1 macro %.4f. " : "Counting words, without an encoder: macro F1 %.4f. "),
                 v["baseline", "f1_macro"]
-        printf (es ? "Filas de test: %s; dispositivo: `%s`; hilos: %s; juego de instrucciones: %s; terminado el %s.\n" \
-                   : "Test rows: %s; device: `%s`; threads: %s; instruction set: %s; finished on %s.\n"),
-            commas(get("about", "test_rows")), get("about", "device"), get(order[1], "threads"),
-            get(order[1], "instructions"), substr(get("about", "date"), 1, 10)
+        printf (es ? "Filas de test: %s; dispositivo: `%s`" : "Test rows: %s; device: `%s`"),
+            commas(get("about", "test_rows")), get("about", "device")
+        if (get("about", "device") == "cpu") {
+            note(get("about", "processor"), "", "")
+            printf (es ? "; hilos: %s; juego de instrucciones: %s" : "; threads: %s; instruction set: %s"),
+                get(order[1], "threads"), get(order[1], "instructions")
+        } else {
+            note(get("about", "gpu"), "", "")
+            note(get("about", "driver"), "driver ", "driver ")
+            note(get("about", "compute"), "matrices in ", "matrices en ")
+        }
+        note(substr(get("about", "date"), 1, 10), "finished on ", "terminado el ")
+        note(get("about", "commit"), "commit ", "commit ")
+        print "."
     }' "$2"
 }
 

@@ -9,6 +9,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <regex.h>
 #include <string.h>
 
 enum { MAX_JSON = 64 << 20, MAX_DEPTH = 64 };
@@ -131,6 +132,18 @@ static bool fits_reference(Check *c, const json_t *arg, json_t *v) {
                   : peft_fail(c->err, "the schema has no %s", to ? to : "$ref");
 }
 
+/* JSON Schema's patterns are ECMA's; those used here mean the same to POSIX. */
+static bool fits_pattern(Check *c, const json_t *arg, json_t *v) {
+    regex_t regex;
+    const char *pattern = json_string_value(arg);
+    if (!json_is_string(v)) return true;
+    if (!pattern || regcomp(&regex, pattern, REG_EXTENDED | REG_NOSUB) != 0)
+        return peft_fail(c->err, "the schema has a pattern that this program cannot read");
+    bool ok = regexec(&regex, json_string_value(v), 0, NULL, 0) == 0;
+    regfree(&regex);
+    return ok || misfit(c, v, pattern);
+}
+
 /* ---- all keywords of a schema ---- */
 
 static bool is_note(const char *key) {
@@ -148,6 +161,7 @@ static bool fits_keyword(Check *c, const char *key, const json_t *arg, json_t *v
     if (strcmp(key, "required") == 0) return fits_required(c, arg, v);
     if (strcmp(key, "items") == 0) return fits_items(c, arg, v);
     if (strcmp(key, "$ref") == 0) return fits_reference(c, arg, v);
+    if (strcmp(key, "pattern") == 0) return fits_pattern(c, arg, v);
     if (strcmp(key, "const") == 0)
         return json_equal(arg, v) || misfit(c, v, "the schema's constant");
     if (strcmp(key, "minItems") == 0)

@@ -148,8 +148,7 @@ void c_stores(CPrinter *p, bool in_loop) {
     for (int i = 0; i < k->nout; i++) {
         if (k->out_val[i] < 0 || stored_in_loop(k, i) != in_loop) continue;
         Access access = access_of(p->body, p->kernel->out[i]->type);
-        c_line(p, "a%d[%s] = %s;", arg_written(k, &p->args, i), c_index(p, access),
-               c_value(p, k->out_val[i]));
+        c_store(p, i, c_index(p, access), c_value(p, k->out_val[i]));
     }
 }
 

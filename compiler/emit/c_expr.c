@@ -58,6 +58,27 @@ int c_site(const CPrinter *p, KVal v) {
     return site;
 }
 
+/* Element `at` of argument a. */
+static const char *element(CPrinter *p, int a, const char *at, Type t) {
+    uint8_t storage = p->code->storage[a];
+    if (p->cuda && storage == DT_WORK) return graph_printf(p->g, "pk_get(a%d, %s)", a, at);
+    if (p->cuda && storage == DT_MASTER)
+        return graph_printf(p->g, "pk_get_master(a%d, %s, %lld)", a, at, (long long)type_count(t));
+    return graph_printf(p->g, "a%d[%s]", a, at);
+}
+
+void c_store(CPrinter *p, int out, const char *at, const char *value) {
+    int a = arg_written(p->kernel, &p->args, out);
+    uint8_t storage = p->code->storage[a];
+    if (p->cuda && storage == DT_WORK)
+        c_line(p, "pk_put(a%d, %s, %s);", a, at, value);
+    else if (p->cuda && storage == DT_MASTER)
+        c_line(p, "pk_put_master(a%d, %s, %lld, %s);", a, at,
+               (long long)type_count(p->kernel->out[out]->type), value);
+    else
+        c_line(p, "a%d[%s] = %s;", a, at, value);
+}
+
 static const char *load(CPrinter *p, KVal v) {
     const KInstr *in = &p->body->instr[v];
     if (c_is_filled(p, in)) return graph_printf(p->g, "u%d[%s]", v, c_scratch(p));
@@ -69,8 +90,9 @@ static const char *load(CPrinter *p, KVal v) {
         in->op == K_LOAD ? c_index(p, access_of(p->body, in->tensor->type)) : table_position(p, in);
     if (c_is_nf4(in->tensor->type))
         return graph_printf(p->g, "nf4_value(%sa%d, %s)", p->cuda ? "" : "&", a, at);
-    if (in->op != K_SCATTER) return graph_printf(p->g, "a%d[%s]", a, at);
-    return graph_printf(p->g, "%s < 0 ? 0 : a%d[%s]", c_atom(p, in->a), a, at);
+    const char *value = element(p, a, at, in->tensor->type);
+    return in->op != K_SCATTER ? value
+                               : graph_printf(p->g, "%s < 0 ? 0 : %s", c_atom(p, in->a), value);
 }
 
 static const char *unary(CPrinter *p, const KInstr *in) {

@@ -41,7 +41,8 @@ const char *c_scratch(const CPrinter *p);
 bool c_is_filled(const CPrinter *p, const KInstr *in);
 int c_site(const CPrinter *p, KVal v);
 bool c_is_shared(const CPrinter *p, KVal v); /* read by another level or loop, or twice */
-void c_stores(CPrinter *p, bool in_loop);    /* results of the last loop, or of the row after it */
+void c_store(CPrinter *p, int out, const char *at, const char *value); /* into result `out` */
+void c_stores(CPrinter *p, bool in_loop); /* results of the last loop, or of the row after it */
 void c_scalars(CPrinter *p, KLevel level, int phase); /* names values known after `phase` loops */
 
 #endif

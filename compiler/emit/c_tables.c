@@ -11,7 +11,8 @@ static const char *const fn_name[PEFT_FN_COUNT] = {
     [PEFT_FN_GRADIENTS] = "gradients", [PEFT_FN_START] = "start",
 };
 
-static const char *const dtype_name[] = {"DT_F32", "DT_I32", "DT_NF4", "DT_NF4_PLAIN"};
+static const char *const dtype_name[] = {"DT_F32",       "DT_I32",  "DT_NF4",
+                                         "DT_NF4_PLAIN", "DT_WORK", "DT_MASTER"};
 
 /* ---- values ---- */
 
@@ -182,8 +183,11 @@ static void print_desc(FILE *out, PeftKernelKind kind, const void *desc) {
         fputs("NULL", out);
     } else if (kind == PEFT_KERNEL_GEMM) {
         const PeftGemm *d = desc;
-        fprintf(out, "&(const PeftGemm){%" PRId64 ", %" PRId64 ", %" PRId64 ", %d, %d, %s}", d->m,
-                d->n, d->k, d->trans_a, d->trans_b, dtype_name[d->b_dtype]);
+        fprintf(out,
+                "&(const PeftGemm){%" PRId64 ", %" PRId64 ", %" PRId64
+                ", %d, %d, %s, %s, %d, %d, %.17g}",
+                d->m, d->n, d->k, d->trans_a, d->trans_b, dtype_name[d->b_dtype],
+                dtype_name[d->c_dtype], d->plain, d->addend, d->scale);
     } else if (kind == PEFT_KERNEL_ATTENTION || kind == PEFT_KERNEL_ATTENTION_GRAD) {
         const PeftAttention *d = desc;
         fprintf(out, "&(const PeftAttention){%d, %d, %" PRId64 ", %" PRId64 ", ", d->heads, d->site,
@@ -200,7 +204,7 @@ static void print_desc(FILE *out, PeftKernelKind kind, const void *desc) {
 }
 
 static void print_step(FILE *out, const PeftProgram *t, const PeftStep *s, int i) {
-    fprintf(out, "    /* %d */ {%d, %d, ARGS(", i, s->kernel, s->narg);
+    fprintf(out, "    /* %d */ {%d, %d, %d, ARGS(", i, s->kernel, s->narg, s->nread);
     for (int k = 0; k < s->narg; k++) {
         if (k) fputs(", ", out);
         print_ref(out, s->arg[k]);
@@ -242,10 +246,11 @@ static void print_output(FILE *out, const PeftOutput *o) {
 static void print_function(FILE *out, const PeftProgram *t, PeftFn fn) {
     const PeftFunction *f = &t->fn[fn];
     if (!f->nstep) return;
-    fprintf(out,
-            "/* ---- %s: kernel, arguments, rows, columns, workspace, pass, desc, label, "
-            "where ---- */\n\nstatic const PeftStep %s_step[] = {\n",
-            fn_name[fn], fn_name[fn]);
+    fprintf(
+        out,
+        "/* ---- %s: kernel, arguments, of which read, rows, columns, workspace, pass, desc, label, "
+        "where ---- */\n\nstatic const PeftStep %s_step[] = {\n",
+        fn_name[fn], fn_name[fn]);
     for (int i = 0; i < f->nstep; i++) print_step(out, t, &f->step[i], i);
     fprintf(out,
             "};\n\n/* label, where, dtype, rank, class, -, first step, last step, dims */\n"
@@ -318,8 +323,9 @@ static void print_program(FILE *out, const Program *p) {
             fprintf(out, "        [%d] = {%s_step, %s_temp, %s_out, %d, %d, %d},\n", f, n, n, n,
                     t->fn[f].nstep, t->fn[f].ntemp, t->fn[f].nout);
     }
-    fputs("    },\n    .cuda_source = ", out);
+    fprintf(out, "    },\n    .needs_fp32 = %d,\n    .cuda_source = ", t->needs_fp32);
     emit_string(out, t->cuda_source);
+    if (t->ncubin) fprintf(out, ",\n    .cubin = cubin,\n    .ncubin = %d", t->ncubin);
     fputs(",\n};\n", out);
 }
 
@@ -352,6 +358,7 @@ bool emit_c(FILE *out, const Program *p) {
     print_vars(out, t);
     print_methods(out, t);
     for (int f = 0; f < PEFT_FN_COUNT; f++) print_function(out, t, (PeftFn)f);
+    print_cubins(out, t);
     print_program(out, p);
     fputs("\nint main(int argc, char **argv) {\n    return peft_main(&program, argc, argv);\n}\n",
           out);

@@ -99,15 +99,22 @@ static void append(Key *key, const char *fmt, ...) {
     key->n += (size_t)n;
 }
 
-/* NF4 buffers are read through their element count, tables by their width. */
+/* The places of NF4 values and of a master's second plane depend on the number of elements. */
+static void append_count(Key *key, uint8_t storage, Type t) {
+    if (storage == DT_NF4 || storage == DT_NF4_PLAIN || storage == DT_MASTER)
+        append(key, ".%lld", (long long)type_count(t));
+}
+
+/* Tables are read by their width. */
 static void append_tensor(Key *key, const Kernel *k, const Args *args, const KInstr *in) {
     const Type t = in->tensor->type;
-    append(key, "a%d.%d", arg_read(k, args, in->tensor), t.dt);
+    int a = arg_read(k, args, in->tensor);
+    append(key, "a%d.%d", a, args->storage[a]);
     if (in->op == K_LOAD)
         append(key, ".%d", access_of(k->body, t));
     else
         append(key, ".%lld", t.rank == 2 ? (long long)t.dim[1] : 1LL);
-    if (t.dt == DT_NF4 || t.dt == DT_NF4_PLAIN) append(key, ".%lld", (long long)type_count(t));
+    append_count(key, args->storage[a], t);
 }
 
 static void append_body(Key *key, const Kernel *k, const Args *args) {
@@ -120,10 +127,13 @@ static void append_body(Key *key, const Kernel *k, const Args *args) {
         if (in->number != 0) append(key, "#%a", in->number);
         if (in->tensor) append_tensor(key, k, args, in);
     }
-    for (int i = 0; i < k->nout; i++)
-        if (k->out_val[i] >= 0)
-            append(key, ">%d:a%d.%d.%d", k->out_val[i], arg_written(k, args, i), k->out[i]->type.dt,
-                   access_of(b, k->out[i]->type));
+    for (int i = 0; i < k->nout; i++) {
+        int a = arg_written(k, args, i);
+        if (k->out_val[i] < 0) continue;
+        append(key, ">%d:a%d.%d.%d", k->out_val[i], a, args->storage[a],
+               access_of(b, k->out[i]->type));
+        append_count(key, args->storage[a], k->out[i]->type);
+    }
 }
 
 /* Live instructions numbered without gaps: what a dead one would shift is not part of the code. */
@@ -158,11 +168,10 @@ static const Kernel *compact(Graph *g, const Kernel *k) {
     return out;
 }
 
-static char *make_key(Graph *g, const Kernel *k) {
-    Args args = kernel_args(g, k);
+static char *make_key(Graph *g, const Kernel *k, const Args *args) {
     Key key = {.cap = 128 * ((size_t)k->body->n + (size_t)k->nout + 1)};
     key.text = graph_alloc(g, key.cap);
-    append_body(&key, k, &args);
+    append_body(&key, k, args);
     return key.text;
 }
 
@@ -201,10 +210,11 @@ static void list_sites(Graph *g, const Kernel *k, CodeEntry *entry) {
     entry->site = site;
 }
 
-int32_t code_find(Graph *g, Program *p, const Kernel *k, const char *where, CodeEntry *entry) {
+int32_t code_find(Graph *g, Program *p, const Kernel *k, const Args *args, const char *where,
+                  CodeEntry *entry) {
     k = compact(g, k);
     list_sites(g, k, entry);
-    const char *key = make_key(g, k);
+    const char *key = make_key(g, k, args);
     uint64_t hash = hash_text(key);
     for (int32_t i = 0; i < p->ncode; i++) {
         if (p->code[i].hash != hash || strcmp(p->code[i].key, key) != 0) continue;
@@ -213,6 +223,10 @@ int32_t code_find(Graph *g, Program *p, const Kernel *k, const char *where, Code
     }
     Code *c = &p->code[p->ncode];
     *c = (Code){.kernel = k, .where = where, .hash = hash, .key = key, .steps = 1};
+    double scale;
+    int32_t addend;
+    c->storage = args->storage;
+    c->plain = plain_product(k, args, &scale, &addend);
     c->name = graph_printf(g, "k%03d_%s_%lld", p->ncode, kernel_label(g, k, '_', 4),
                            (long long)k->body->cols);
     return p->ncode++;

@@ -183,8 +183,9 @@ static void print_column_sum(CPrinter *p) {
     c_close(p);
     for (int i = 0; i < k->nout; i++) {
         c_line(p, "t%d = column_sum(t%d, x, y);", i, i);
-        c_line(p, "if (y == 0 && c < %lld) a%d[c] = t%d;", (long long)p->body->cols,
-               arg_written(k, &p->args, i), i);
+        c_open(p, graph_printf(p->g, "if (y == 0 && c < %lld)", (long long)p->body->cols));
+        c_store(p, i, "c", graph_printf(p->g, "t%d", i));
+        c_close(p);
     }
 }
 
@@ -216,7 +217,12 @@ static void print_parameters(CPrinter *p, const bool *written) {
     for (int v = 0; v < p->body->n; v++) sites += p->body->instr[v].op == K_KEEP;
     for (int i = 0; i < p->args.n; i++) {
         Type t = p->args.node[i]->type;
-        const char *type = c_is_nf4(t) ? "void" : t.dt == DT_I32 ? "int" : "float";
+        uint8_t storage = p->code->storage[i];
+        bool matrix = storage == DT_WORK || storage == DT_MASTER;
+        const char *type = c_is_nf4(t)      ? "void"
+                           : t.dt == DT_I32 ? "int"
+                           : matrix         ? "work"
+                                            : "float";
         fprintf(p->out, "%s%s *%c%d, ", written[i] ? "" : "const ", type, c_is_nf4(t) ? 'p' : 'a',
                 i);
     }

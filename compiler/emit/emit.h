@@ -30,9 +30,11 @@ typedef struct ProgramInfo {          /* what the tables say beside the graph */
 
 /* Generated code, shared by all steps whose kernels have the same body. */
 typedef struct Code {
-    const Kernel *kernel; /* the first one that has it */
-    const char *name;     /* "k017_bias_gelu_3072" */
-    const char *where;    /* model lines of its nodes */
+    const Kernel *kernel;   /* the first one that has it */
+    const char *name;       /* "k017_bias_gelu_3072" */
+    const char *where;      /* model lines of its nodes */
+    const uint8_t *storage; /* DType of each argument that it reads or writes */
+    bool plain;             /* a product without epilogue, seen from a GPU */
     uint64_t hash;
     const char *key;
     int32_t steps; /* that run it */

@@ -20,7 +20,8 @@ Access access_of(const KBody *b, Type t);
 
 /* Buffers of a kernel in the order of its arguments; `result` arguments come last. */
 typedef struct Args {
-    Node **node; /* NULL: a result that is not needed */
+    Node **node;      /* NULL: a result that is not needed */
+    uint8_t *storage; /* DType of each, where the tables are built */
     int32_t n, nread;
 } Args;
 
@@ -31,9 +32,22 @@ int arg_written(const Kernel *k, const Args *args, int out);
 
 /* The index into Program.code of a kernel's code (a new one, or an equal one that exists), and the
  * dropout sites of this kernel. */
-int32_t code_find(Graph *g, Program *p, const Kernel *k, const char *where, CodeEntry *entry);
+int32_t code_find(Graph *g, Program *p, const Kernel *k, const Args *args, const char *where,
+                  CodeEntry *entry);
 /* Names of a kernel's ops, "matmul+add+gelu". */
 char *kernel_label(Graph *g, const Kernel *k, char join, int most);
+
+/* ---- storage (storage.c) ---- */
+
+uint8_t var_storage(const Var *v);
+/* By id of temporaries' nodes. */
+uint8_t *find_storage(Graph *g, PeftFn fn, const Schedule *s, bool *needs_fp32);
+uint8_t storage_of(const Graph *g, const uint8_t *storage, const Node *n); /* of any buffer */
+
+/* ---- products (product.c) ---- */
+
+/* Whether all of a GEMM is scale * A B + addend: an argument, or -1 for none. */
+bool plain_product(const Kernel *k, const Args *args, double *scale, int32_t *addend);
 
 /* ---- temporaries (temps.c) ---- */
 
@@ -44,7 +58,7 @@ typedef struct Temps {
     int32_t *workspace; /* by step: temporary, or -1 */
 } Temps;
 
-Temps find_temps(Graph *g, PeftFn fn, const Schedule *s, Sources *sources);
+Temps find_temps(Graph *g, PeftFn fn, const Schedule *s, const uint8_t *storage, Sources *sources);
 
 /* "lib/bert.bert:31", "" when nothing is known. */
 const char *where_of(Graph *g, Sources *sources, Span span);
@@ -79,6 +93,7 @@ bool reduces_buffer(const KBody *b, const KInstr *reduction);
 void emit_kernel_c(FILE *out, Graph *g, const Code *code);
 /* As CUDA C, to be compiled behind runtime/cuda/kernel_cuda.h. */
 void emit_kernel_cuda(FILE *out, Graph *g, const Code *code);
+void print_cubins(FILE *out, const PeftProgram *t);
 /* How the kernel's CUDA form cuts its space, and its threads in a block. */
 PeftLaunch cuda_launch(const Kernel *k, int32_t *block);
 

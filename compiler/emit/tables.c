@@ -12,6 +12,7 @@ typedef struct Builder {
     PeftKernel *kernel; /* grows with the steps */
     PeftFn fn;          /* the function being built */
     const Schedule *schedule;
+    const uint8_t *storage;
     Temps temps;
     const NodePass *pass;
 } Builder;
@@ -22,7 +23,7 @@ static PeftVar table_var(const Builder *b, const Var *v) {
     PeftVar out = {.name = v->name,
                    .block = v->block ? v->block : "",
                    .where = where_of(b->g, b->info->sources, v->span),
-                   .dtype = v->type.dt,
+                   .dtype = var_storage(v),
                    .rank = v->type.rank,
                    .is_state = v->kind == VAR_STATE,
                    .trainable = v->trainable,
@@ -67,7 +68,9 @@ static const PeftGemm *gemm_desc(Builder *b, const Kernel *k, const Args *args) 
     d->k = a.dim[n->attr.matmul.trans_a ? 0 : 1];
     d->trans_a = n->attr.matmul.trans_a != 0;
     d->trans_b = n->attr.matmul.trans_b != 0;
-    d->b_dtype = args->node[1]->type.dt;
+    d->b_dtype = args->storage[1];
+    d->c_dtype = args->storage[2];
+    d->plain = plain_product(k, args, &d->scale, &d->addend);
     return d;
 }
 
@@ -114,17 +117,18 @@ static bool same_entry(const CodeEntry *a, const CodeEntry *b) {
 }
 
 /* The entry of the kernel table for this code, these sites and this kind; added when new. */
-static int32_t kernel_index(Builder *b, const Kernel *k, const char *where) {
+static int32_t kernel_index(Builder *b, const Kernel *k, const Args *args, const char *where) {
     static const int32_t no_site[1];
     PeftProgram *t = &b->out->table;
     CodeEntry entry = {.code = -1, .site = no_site};
-    if (k->body) entry.code = code_find(b->g, b->out, k, where, &entry);
+    if (k->body) entry.code = code_find(b->g, b->out, k, args, where, &entry);
     for (int32_t i = 0; i < t->nkernel; i++)
         if (b->kernel[i].kind == k->kind && same_entry(&b->out->entry[i], &entry)) return i;
     const char *name = k->body ? b->out->code[entry.code].name : op_info[k->anchor->op].name;
     PeftKernel *added = &b->kernel[t->nkernel];
     *added = (PeftKernel){.name = name, .kind = k->kind, .site = entry.site, .nsite = entry.nsite};
-    if (k->body) added->launch = cuda_launch(b->out->code[entry.code].kernel, &added->block);
+    if (k->body && !b->out->code[entry.code].plain)
+        added->launch = cuda_launch(b->out->code[entry.code].kernel, &added->block);
     b->out->entry[t->nkernel] = entry;
     return t->nkernel++;
 }
@@ -150,9 +154,14 @@ static void kernel_space(const Kernel *k, int64_t *rows, int64_t *cols) {
 static PeftStep build_step(Builder *b, const Kernel *k, int step) {
     Args args = kernel_args(b->g, k);
     int32_t *ref = graph_alloc(b->g, (size_t)args.n * sizeof *ref + 1);
-    for (int i = 0; i < args.n; i++) ref[i] = reference(b, args.node[i]);
+    args.storage = graph_alloc(b->g, (size_t)args.n + 1);
+    for (int i = 0; i < args.n; i++) {
+        ref[i] = reference(b, args.node[i]);
+        if (args.node[i]) args.storage[i] = storage_of(b->g, b->storage, args.node[i]);
+    }
     int32_t space = b->temps.workspace[step];
     PeftStep s = {.narg = args.n,
+                  .nread = args.nread,
                   .arg = ref,
                   .workspace = space < 0 ? PEFT_REF_NONE : PEFT_REF_TEMP | space,
                   .pass = k->nnode ? b->pass[k->node[k->nnode - 1]->id].pass : PASS_OPTIMIZER,
@@ -160,7 +169,7 @@ static PeftStep build_step(Builder *b, const Kernel *k, int step) {
                   .label = kernel_label(b->g, k, '+', 6),
                   .where = kernel_where(b, k)};
     kernel_space(k, &s.rows, &s.cols);
-    s.kernel = kernel_index(b, k, s.where);
+    s.kernel = kernel_index(b, k, &args, s.where);
     return s;
 }
 
@@ -182,7 +191,8 @@ static void build_function(Builder *b, PeftFn fn, const Schedule *s) {
     PeftStep *step = graph_alloc(b->g, (size_t)s->n * sizeof *step + 1);
     b->fn = fn;
     b->schedule = s;
-    b->temps = find_temps(b->g, fn, s, b->info->sources);
+    b->storage = find_storage(b->g, fn, s, &b->out->table.needs_fp32);
+    b->temps = find_temps(b->g, fn, s, b->storage, b->info->sources);
     b->pass = node_passes(b->g, fn);
     for (int i = 0; i < s->n; i++) step[i] = build_step(b, s->kernel[i], i);
     f->step = step;
@@ -234,7 +244,8 @@ static const char *cuda_source(const Program *p) {
     char *text = NULL;
     size_t size = 0;
     FILE *f = open_memstream(&text, &size);
-    for (int i = 0; i < p->ncode; i++) emit_kernel_cuda(f, p->graph, &p->code[i]);
+    for (int i = 0; i < p->ncode; i++)
+        if (!p->code[i].plain) emit_kernel_cuda(f, p->graph, &p->code[i]);
     fclose(f);
     const char *copy = graph_printf(p->graph, "%s", text);
     free(text);

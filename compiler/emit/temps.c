@@ -10,6 +10,7 @@ typedef struct Live {
     Graph *g;
     PeftFn fn;
     const Schedule *s;
+    const uint8_t *storage;
     Sources *sources;
     const NodePass *pass;
     bool *gradient; /* by node id: the gradient of a trainable parameter */
@@ -63,7 +64,7 @@ static void add_temp(Live *l, const Node *n, int step) {
     PeftTemp *t = &l->out.temp[l->out.n];
     *t = (PeftTemp){.label = op_info[shown(n)->op].name,
                     .where = where_of(l->g, l->sources, shown(n)->span),
-                    .dtype = n->type.dt,
+                    .dtype = storage_of(l->g, l->storage, n),
                     .rank = n->type.rank,
                     .mem_class = class_of(l, n),
                     .first = step,
@@ -92,8 +93,10 @@ static void find_lifetimes(Live *l) {
 
 /* ---- results over operands ---- */
 
-static bool same_bytes(Type a, Type b) {
-    return type_same_shape(a, b) && a.dt <= DT_I32 && b.dt <= DT_I32;
+static bool same_bytes(const Live *l, const Node *a, const Node *b) {
+    uint8_t s = storage_of(l->g, l->storage, a), t = storage_of(l->g, l->storage, b);
+    bool four = s <= DT_I32 && t <= DT_I32;
+    return type_same_shape(a->type, b->type) && (four || (s == t && s == DT_WORK));
 }
 
 /* Does the kernel read the buffer at the element it computes and nowhere else? */
@@ -118,7 +121,7 @@ static int32_t dying_operand(const Live *l, int i, const Node *result, const int
         const Node *n = k->in[j];
         int32_t t = l->out.of[n->id];
         if (t >= 0 && l->out.temp[t].last == i && !l->pinned[n->id] && taken[t] != i &&
-            same_bytes(n->type, result->type) && read_in_place(k, n))
+            same_bytes(l, n, result) && read_in_place(k, n))
             return t;
     }
     return -1;
@@ -183,8 +186,9 @@ static void add_workspaces(Live *l) {
     }
 }
 
-Temps find_temps(Graph *g, PeftFn fn, const Schedule *s, Sources *sources) {
-    Live l = {.g = g, .fn = fn, .s = s, .sources = sources, .pass = node_passes(g, fn)};
+Temps find_temps(Graph *g, PeftFn fn, const Schedule *s, const uint8_t *storage, Sources *sources) {
+    Live l = {.g = g, .fn = fn, .s = s, .storage = storage, .sources = sources};
+    l.pass = node_passes(g, fn);
     size_t room = (size_t)s->n + 1;
     for (int i = 0; i < s->n; i++) room += (size_t)s->kernel[i]->nout;
     l.gradient = graph_alloc(g, (size_t)g->n + 1);

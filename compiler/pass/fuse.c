@@ -116,20 +116,24 @@ static int32_t free_cost(const Fuser *f, const Node *n) {
 }
 
 /* Single-use elementwise ops on a matrix product of the same pass become its epilogue. Where two
- * products meet, the later one goes on and reads the other's result. */
-static Node *chain_of(const Fuser *f, Node *n) {
+ * products meet, the later one goes on and reads the other's result; a third one would make it wait
+ * for a chain. `products`: how many met. */
+static Node *chain_of(const Fuser *f, Node *n, int32_t *products) {
     Node *last = NULL;
+    *products = n->op == OP_MATMUL;
     if (n->op == OP_MATMUL) return n;
     if (op_info[n->op].class != CLASS_EW || op_info[n->op].nout > 1) return NULL;
     for (int i = 0; i < n->nin; i++) {
         int k;
         Node *in = producer_of(n->in[i], &k);
         const NodeInfo *from = info_of(f, in);
-        if (from->chain && from->nuser == 1 && from->pass == info_of(f, n)->pass &&
-            space_equal(in->type, n->type) && (!last || in->id > last->id))
-            last = in;
+        if (!from->chain || from->nuser != 1 || from->pass != info_of(f, n)->pass ||
+            !space_equal(in->type, n->type))
+            continue;
+        *products += from->products;
+        if (!last || in->id > last->id) last = in;
     }
-    return last;
+    return *products <= 2 ? last : NULL;
 }
 
 static uint8_t first_pass(const NodePass *of, const Node *n) {
@@ -183,7 +187,7 @@ static void find_facts(Fuser *f) {
         in->pass = pass[f->live[i]->id].pass;
         in->deferred = pass[f->live[i]->id].deferred;
         in->free_cost = free_cost(f, f->live[i]);
-        in->chain = chain_of(f, f->live[i]);
+        in->chain = chain_of(f, f->live[i], &in->products);
     }
 }
 

@@ -25,6 +25,7 @@ typedef struct NodeInfo {
     int32_t nsite, cap_site;
     int32_t home;       /* the group that stores it, or -1 */
     int32_t lowered_in; /* group whose values stand in the scratch array now */
+    int32_t products;   /* matrix products whose results meet in the chain that ends here */
     int32_t nuser;      /* live nodes and roots that read it */
     int32_t sum_group;  /* last COLUMN_SUM group that reads it, or -1 */
     int32_t

@@ -54,7 +54,7 @@ static const int64_t unlimited = (int64_t)1 << 60;
 
 /* Bytes at a nominal batch; only ratios matter. An op with several results is kept by result. */
 static int64_t bytes(const Node *n) {
-    static const int64_t batch[PEFT_SYM_COUNT] = {0, 1024, 64, 128, 64, 1};
+    static const int64_t batch[PEFT_SYM_COUNT] = {0, 1024, 64, 128, 64, 1, 4};
     if (op_info[n->op].nout > 1) return unlimited;
     int64_t size = 4;
     for (int i = 0; i < n->type.rank; i++)

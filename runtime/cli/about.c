@@ -30,22 +30,43 @@ bool verb_about(const PeftProgram *p, const Options *o, PeftError *err) {
     return true;
 }
 
+/* "sm_80, sm_90": the architectures of the code that peftc --arch put in. */
+static void list_built_in(const PeftProgram *p, char *text, size_t size) {
+    size_t n = 0;
+    text[0] = 0;
+    for (int i = 0; i < p->ncubin && n + 16 < size; i++) {
+        const PeftCubin *c = &p->cubin[i];
+        if (c->part == 0 && c->work == 2)
+            n += (size_t)snprintf(text + n, size - n, "%ssm_%d%d", n ? ", " : "", c->major,
+                                  c->minor);
+    }
+}
+
 bool verb_devices(const PeftProgram *p, const Options *o, PeftError *err) {
-    (void)p;
     long cpus = sysconf(_SC_NPROCESSORS_ONLN);
     double memory = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    char built_in[256];
+    CudaDevice gpu;
+    PeftError why = {{0}, 0};
     if (!isa_init(err)) return false;
     const char *isa = isa_name(isa_current());
+    list_built_in(p, built_in, sizeof built_in);
     if (o->json)
         printf(
             "{\"cpu\": {\"processors\": %ld, \"memory_bytes\": %.0f, \"instructions\": \"%s\"},\n"
             " \"cuda\": ",
             cpus, memory, isa);
     else
-        printf(
-            "cpu   %ld processors, %.1f GB, %s kernels\nnull  checks every buffer, computes nothing\n",
-            cpus, memory / 1e9, isa);
+        printf("cpu       %ld processors, %.1f GB, %s kernels\n"
+               "null      checks every buffer, computes nothing\n",
+               cpus, memory / 1e9, isa);
     cuda_devices_print(stdout, o->json);
-    if (o->json) puts("}");
+    const char *automatic =
+        device_name(session_cuda_usable(p, COMPUTE_BF16, &gpu, &why) ? DEVICE_CUDA : DEVICE_CPU);
+    if (o->json)
+        printf(", \"built_in\": \"%s\", \"auto\": \"%s\"}\n", built_in, automatic);
+    else
+        printf("built in  %s\nauto      --device auto takes %s\n",
+               built_in[0] ? built_in : "no GPU code; NVRTC compiles it at first use", automatic);
     return true;
 }

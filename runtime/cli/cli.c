@@ -1,5 +1,6 @@
 /* The entry point of every compiled program: parse, dispatch, one line for a failure, the exit
  * code. */
+#include "session.h"
 #include "verbs.h"
 
 #include <stdio.h>
@@ -40,6 +41,7 @@ int peft_main(const PeftProgram *program, int argc, char **argv) {
         options_help(o.verb, self);
         return 0;
     }
+    if (ok) session_choose_device(&o, program);
     ok = ok && run_verb[o.verb](program, &o, &err);
     if (ok && fflush(stdout) != 0) ok = peft_fail(&err, "cannot write to stdout");
     if (ok || err.code == PEFT_STOPPED) return 0;

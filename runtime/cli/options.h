@@ -24,7 +24,8 @@ typedef enum Verb {
 
 typedef struct Options {
     Verb verb;
-    const char *base, *data, *out, *from, *task, *batch, *dump, *device, *compute, *budget;
+    const char *base, *data, *out, *from, *task, *batch, *dump, *device, *compute, *budget, *csv,
+        *trace;
     const char *weights[MODEL_MAX_SOURCES];
     int nweights;
     const char *set[MAX_SETS];

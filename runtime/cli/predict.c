@@ -1,5 +1,6 @@
 /* eval and predict: using what train left in a folder. Where the base lies is in its run.json. */
 #include "evaluate.h"
+#include "room.h"
 #include "train_step.h"
 #include "verbs.h"
 
@@ -68,8 +69,7 @@ bool verb_eval(const PeftProgram *p, const Options *o, PeftError *err) {
     Session s;
     Exec x;
     if (!trained_read(p, o, &t, err) || !session_open(&s, p, o, t.base, err)) return false;
-    bool ok = exec_open(&x, p, 1u << PEFT_FN_EVAL, session_device(o), session_compute(o),
-                        session_threads(o), s.eval_sym, s.eval_sym, 0, err);
+    bool ok = room_exec_open(&x, &s, 1u << PEFT_FN_EVAL, err);
     if (ok) {
         Score score;
         double loss;
@@ -166,8 +166,8 @@ bool verb_predict(const PeftProgram *p, const Options *o, PeftError *err) {
     WordPiece *wp = session_vocabulary(p, t.base, err);
     if (!wp) return false;
     feed_symbols(p->config.positions, 1, 0, p->config.positions, sym);
-    bool ok = exec_open(&x, p, 1u << PEFT_FN_EVAL, DEVICE_CPU, COMPUTE_FP32, session_threads(o),
-                        sym, sym, 0, err);
+    bool ok = exec_open(&x, p, 1u << PEFT_FN_EVAL, session_device(o), session_compute(o),
+                        session_threads(o), sym, sym, 0, err);
     if (ok) {
         ok = load_trained(&x, &t, o, err) && predict_all(&x, o, wp, err);
         exec_close(&x);

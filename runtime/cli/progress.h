@@ -1,5 +1,6 @@
-/* Progress of long work on stderr: a line that rewrites itself on a terminal, plain lines now and
- * then otherwise. Talk goes to stderr, data to stdout. */
+/* Progress of long work on stderr: a line that rewrites itself on a terminal, plain lines
+ * otherwise, every ten seconds or as often as PEFTC_PROGRESS_SECONDS in the environment says. Talk
+ * goes to stderr, data to stdout. */
 #ifndef PEFT_CLI_PROGRESS_H
 #define PEFT_CLI_PROGRESS_H
 
@@ -9,7 +10,7 @@
 typedef struct Progress {
     const char *what; /* "epoch 1/3" */
     int64_t total;
-    double start, shown; /* seconds */
+    double start, shown, interval; /* seconds */
     bool tty;
 } Progress;
 

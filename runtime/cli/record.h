@@ -1,9 +1,9 @@
-/* The three files a training run leaves beside its weights:
- *   metrics.jsonl  a line per recorded step and per epoch (loss, lr, gradient norm, scores): the
- * same bytes whenever the same program is trained on the same data with the same seed metrics.csv
- * the epochs as a table, equally reproducible run.json       settings, counts, planned and reached
- * bytes, scores and times
- */
+/* The three files a training run leaves beside its weights. The first two are the same bytes
+ * whenever the same program is trained on the same data with the same seed:
+ *   metrics.jsonl  a line per recorded step and per epoch: loss, lr, gradient norm, scores
+ *   metrics.csv    the epochs as a table
+ *   run.json       settings, counts, planned and reached bytes, scores; and what differs from run
+ * to run: times, date, machine, commit (summary.c, origin.c) */
 #ifndef PEFT_CLI_RECORD_H
 #define PEFT_CLI_RECORD_H
 

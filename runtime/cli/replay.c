@@ -4,6 +4,7 @@
 #include "verbs.h"
 
 #include "../feed.h"
+#include "../storage.h"
 #include "../io/weights.h"
 
 #include <stdio.h>
@@ -131,6 +132,18 @@ static bool dump_outputs(Dump *d, const Exec *x, PeftFn fn, const int64_t *sym, 
     return true;
 }
 
+/* A variable as floats, in its own place: nothing runs any more. */
+static bool widen(Exec *x, int var, PeftError *err) {
+    const PeftVar *v = &x->program->var[var];
+    int64_t n = var_count(v);
+    float *value = peft_alloc((size_t)n, sizeof *value, err);
+    if (!value) return false;
+    storage_get(exec_var(x, var), v->dtype, (int)x->train_sym[PEFT_SYM_W], n, 0, n, value);
+    memcpy(exec_var(x, var), value, (size_t)n * sizeof *value);
+    free(value);
+    return true;
+}
+
 static bool dump_params(Dump *d, Exec *x, PeftError *err) {
     if (!exec_pull(x, err)) return false;
     for (int i = 0; i < x->program->nvar; i++) {
@@ -138,7 +151,8 @@ static bool dump_params(Dump *d, Exec *x, PeftError *err) {
         char name[512];
         if (v->is_state || !v->trainable) continue;
         snprintf(name, sizeof name, "param.%s", v->name);
-        if (!dump_add(d, name, v->rank, v->dim, exec_var(x, i), err)) return false;
+        if (!widen(x, i, err) || !dump_add(d, name, v->rank, v->dim, exec_var(x, i), err))
+            return false;
     }
     return true;
 }

@@ -1,7 +1,7 @@
 /* See session.h. */
 #include "session.h"
+#include "../cuda/code.h"
 #include "../feed.h"
-
 #include "../io/config.h"
 
 #include <stdio.h>
@@ -17,11 +17,37 @@ static bool find_device(const char *name, Device *d) {
     return false;
 }
 
+bool session_cuda_usable(const PeftProgram *p, Compute compute, CudaDevice *gpu, PeftError *err) {
+    CudaApi *api;
+    if (!cuda_api_open(&api, err)) return false;
+    bool ok = cuda_device_open_first(api, gpu, err);
+    if (ok) cuda_device_close(api, gpu);
+    ok = ok && (cuda_code_is_built_in(p, compute, gpu->major, gpu->minor) ||
+                cuda_api_need_compiler(api, err));
+    cuda_api_close(api);
+    return ok;
+}
+
+void session_choose_device(Options *o, const PeftProgram *p) {
+    CudaDevice gpu;
+    PeftError why = {{0}, 0};
+    bool fp32 = o->compute && strcmp(o->compute, "fp32") == 0;
+    if (!o->device || strcmp(o->device, "auto") != 0) return;
+    if (session_cuda_usable(p, fp32 ? COMPUTE_FP32 : COMPUTE_BF16, &gpu, &why)) {
+        o->device = device_name(DEVICE_CUDA);
+        fprintf(stderr, "device: cuda; %s, compute capability %d.%d, %.0f MB free\n", gpu.name,
+                gpu.major, gpu.minor, (double)gpu.free_bytes / 1e6);
+    } else {
+        o->device = device_name(DEVICE_CPU);
+        fprintf(stderr, "device: cpu; %s\n", why.msg);
+    }
+}
+
 bool session_check_device(const Options *o, PeftError *err) {
     Device d;
     err->code = 2;
     if (!find_device(o->device, &d))
-        return peft_fail(err, "--device is cpu, cuda or null, not '%s'", o->device);
+        return peft_fail(err, "--device is cpu, cuda, auto or null, not '%s'", o->device);
     if (o->compute && strcmp(o->compute, "bf16") != 0 && strcmp(o->compute, "fp32") != 0)
         return peft_fail(err, "--compute is bf16 or fp32, not '%s'", o->compute);
     if (o->compute && strcmp(o->compute, "bf16") == 0 && d != DEVICE_CUDA)
@@ -137,23 +163,26 @@ static uint64_t hash_data(const SplitSet *set) {
 
 /* ---- worst batches: the shuffles of all epochs are known ---- */
 
-static void bounds_symbols(const BatchBounds *b, int64_t sym[PEFT_SYM_COUNT]) {
+static void bounds_symbols(const Session *s, const BatchBounds *b, int64_t sym[PEFT_SYM_COUNT]) {
+    const Options *o = s->options;
     feed_symbols(b->tokens, b->sequences, b->masked, b->longest, sym);
+    exec_device_symbols(session_device(o), session_compute(o), session_threads(o), sym);
 }
 
-static bool find_worst(Session *s, PeftError *err) {
+bool session_worst(const Session *s, int32_t batch, int64_t train_sym[PEFT_SYM_COUNT],
+                   int64_t eval_sym[PEFT_SYM_COUNT], int64_t *batch_tokens, PeftError *err) {
     const SplitSet *set = &s->data;
     const PeftFit *f = &s->fit;
-    int micro = f->batch / f->accumulate;
+    int32_t micro = batch / f->accumulate;
     const WordPiece *masker = s->program->task == PEFT_TASK_MLM ? s->vocabulary : NULL;
     BatchBounds train = {0}, eval = {0};
-    if (!batch_worst(set->train, masker, f->seed, f->epochs, f->batch, micro, &train, err) ||
+    if (!batch_worst(set->train, masker, f->seed, f->epochs, batch, micro, &train, err) ||
         !batch_worst(set->validation, masker, f->seed, 0, micro, micro, &eval, err) ||
         (set->test && !batch_worst(set->test, masker, f->seed, 0, micro, micro, &eval, err)))
         return false;
-    bounds_symbols(&train, s->train_sym);
-    bounds_symbols(&eval, s->eval_sym);
-    s->batch_tokens = train.batch_tokens;
+    bounds_symbols(s, &train, train_sym);
+    bounds_symbols(s, &eval, eval_sym);
+    if (batch_tokens) *batch_tokens = train.batch_tokens;
     return true;
 }
 
@@ -170,7 +199,7 @@ static bool open_data(Session *s, PeftError *err) {
     s->data_hash = hash_data(&s->data);
     s->steps_per_epoch = (s->data.train->n + s->fit.batch - 1) / s->fit.batch;
     s->total_steps = s->steps_per_epoch * s->fit.epochs;
-    return find_worst(s, err);
+    return session_worst(s, s->fit.batch, s->train_sym, s->eval_sym, &s->batch_tokens, err);
 }
 
 bool session_open(Session *s, const PeftProgram *p, const Options *o, const char *base,
@@ -184,7 +213,8 @@ bool session_open(Session *s, const PeftProgram *p, const Options *o, const char
         return peft_fail(err, "--%s DIR is missing; --help shows an example",
                          base ? "data" : "base");
     }
-    bool ok = session_check_device(o, err) && options_fit(o, &s->fit, err) &&
+    s->budget = o->budget ? parse_bytes(o->budget, err) : 0;
+    bool ok = s->budget >= 0 && session_check_device(o, err) && options_fit(o, &s->fit, err) &&
               session_check_base(p, base, err);
     s->vocabulary = ok ? session_vocabulary(p, base, err) : NULL;
     ok = s->vocabulary && open_data(s, err);

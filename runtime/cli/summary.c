@@ -1,5 +1,6 @@
 /* See summary.h. */
 #include "summary.h"
+#include "origin.h"
 
 #include "../cpu/isa.h"
 #include "../feed.h"
@@ -37,11 +38,14 @@ void summary_announce(const Session *s, const Exec *x) {
 
 static json_t *memory_json(const Exec *x) {
     json_t *classes = json_object();
+    int64_t driver = exec_driver_bytes(x);
     for (int c = 0; c < PEFT_MEM_CLASSES; c++)
         json_object_set_new(classes, mem_class_name[c], json_integer(x->plan.by_class[c]));
-    return json_pack("{s:I, s:I, s:I, s:o}", "planned_bytes", (json_int_t)x->plan.peak,
-                     "reached_bytes", (json_int_t)x->high_water, "lower_bound_bytes",
-                     (json_int_t)x->plan.lower_bound, "planned_by_class", classes);
+    json_t *memory = json_pack("{s:I, s:I, s:I, s:o}", "planned_bytes", (json_int_t)x->plan.peak,
+                               "reached_bytes", (json_int_t)x->high_water, "lower_bound_bytes",
+                               (json_int_t)x->plan.lower_bound, "planned_by_class", classes);
+    if (driver >= 0) json_object_set_new(memory, "driver_bytes", json_integer(driver));
+    return memory;
 }
 
 static json_t *fit_json(const PeftFit *f, int64_t total_steps) {
@@ -90,6 +94,10 @@ bool summary_write(const RunSummary *r, PeftError *err) {
                   epochs_json(r->record, &mean), "best_epoch", r->record->best + 1);
     json_object_set_new(o, "epoch_time_s", json_real(mean));
     json_object_set_new(o, "total_time_s", json_real(r->seconds));
+    json_object_set_new(o, "saved_bytes", json_integer(weights_on_disk(s->options->out)));
+    json_object_set_new(o, "base_bytes",
+                        json_integer(s->options->scratch ? 0 : weights_on_disk(s->options->base)));
+    origin_add(o, r->exec);
     if (r->tested) {
         json_object_set_new(o, "test_f1_macro", json_real(score_macro_f1(&r->test)));
         json_object_set_new(o, "test_accuracy", json_real(score_accuracy(&r->test)));
@@ -118,5 +126,6 @@ void summary_print(const RunSummary *r) {
         printf(", validation loss %.4f", best->val_loss);
     printf("; peak %.1f MB of %.1f MB planned; %.1f s\n", (double)r->exec->high_water / 1e6,
            (double)r->exec->plan.peak / 1e6, r->seconds);
+    if (r->exec->device == DEVICE_CUDA) memreport_used(stdout, r->exec);
     printf("results in %s; try: ./run predict --from %s \"some text\"\n", out, out);
 }

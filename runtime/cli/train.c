@@ -3,6 +3,7 @@
 #include "evaluate.h"
 #include "progress.h"
 #include "record.h"
+#include "room.h"
 #include "summary.h"
 #include "train_step.h"
 #include "verbs.h"
@@ -32,6 +33,8 @@ typedef struct Run {
     Exec x;
     Trainer t;
     RunRecord record;
+    Progress progress;                   /* of the running epoch */
+    int64_t steps_before, tokens_before; /* when it was shown first */
     double started, epoch_started;
     double epoch_seconds; /* of the running epoch before it was interrupted */
 } Run;
@@ -57,17 +60,19 @@ static uint64_t run_hash(const Run *r) {
     const PeftFit *f = &r->s.fit;
     double numbers[] = {f->epochs,       f->batch,        f->accumulate, f->lr,
                         f->warmup_ratio, f->weight_decay, f->clip_norm,  (double)f->warmup_steps,
-                        (double)f->seed};
+                        (double)f->seed, r->x.compute};
     uint64_t h = r->p->hash;
     const unsigned char *bytes = (const unsigned char *)numbers;
     for (size_t i = 0; i < sizeof numbers; i++) h = (h ^ bytes[i]) * 0x100000001b3u;
     return h;
 }
 
+/* Between two steps: what is under way ends first. */
 static bool checkpoint_write(Run *r, PeftError *err) {
     char path[4096], (*name)[CKPT_NAME];
     const PeftProgram *p = r->p;
     size_t n = 0;
+    if (!trainer_drain(&r->t, err)) return false;
     CkptHeader h = {.program_hash = run_hash(r),
                     .dataset_hash = r->s.data_hash,
                     .epoch = r->t.epoch,
@@ -93,7 +98,7 @@ static bool checkpoint_write(Run *r, PeftError *err) {
     for (int i = 0; ok && i < p->nvar; i++) {
         if (!is_mutable(&p->var[i])) continue;
         snprintf(name[i], sizeof name[i], "var.%d", i);
-        section[n++] = (CkptSection){name[i], exec_var(&r->x, i), (uint64_t)var_bytes(&p->var[i])};
+        section[n++] = (CkptSection){name[i], exec_value(&r->x, i), (uint64_t)var_bytes(&r->x, i)};
     }
     checkpoint_path(r, path, sizeof path);
     ok = ok && ckpt_write(path, &h, section, n, err);
@@ -116,7 +121,7 @@ static bool checkpoint_read(Run *r, PeftError *err) {
     for (int i = 0; ok && i < r->p->nvar; i++) {
         if (!is_mutable(&r->p->var[i])) continue;
         snprintf(name, sizeof name, "var.%d", i);
-        ok = ckpt_section(c, name, exec_var(&r->x, i), (uint64_t)var_bytes(&r->p->var[i]), err);
+        ok = ckpt_section(c, name, exec_var(&r->x, i), (uint64_t)var_bytes(&r->x, i), err);
     }
     if (ok) {
         const CkptHeader *h = ckpt_header(c);
@@ -175,39 +180,52 @@ static bool interrupt(Run *r, PeftError *err) {
 
 enum { RECORD_EVERY = 10 };
 
-static bool run_epoch(Run *r, PeftError *err) {
-    char what[64], detail[128], a[32];
-    Progress progress;
+/* A step's results are there: they go to the record and the progress line. */
+static bool note_step(void *ctx, const TrainedStep *step, PeftError *err) {
+    Run *r = ctx;
+    char detail[128], a[32];
+    if (!(step->loss - step->loss == 0))
+        return peft_fail(
+            err, "the loss is %f at step %lld; use a smaller fit.lr (the last checkpoint is whole)",
+            (double)step->loss, (long long)step->number);
+    bool last = step->number % r->s.steps_per_epoch == 0;
+    if ((step->number % RECORD_EVERY == 0 || last) &&
+        !record_step(&r->record, step->number, (double)step->loss, (double)step->lr,
+                     (double)step->grad_norm, err))
+        return false;
+    double seconds = clock_seconds() - r->progress.start;
+    snprintf(detail, sizeof detail, "loss %.4f | lr %.2e | %s tokens/s", (double)step->loss,
+             (double)step->lr,
+             with_commas((int64_t)((double)(r->t.epoch_tokens - r->tokens_before) / seconds), a));
+    progress_step(&r->progress, step->number - r->steps_before, detail);
+    return true;
+}
+
+static bool train_epoch(Run *r, PeftError *err) {
     int64_t every = r->o->checkpoint_every ? r->o->checkpoint_every : 500;
-    int64_t tokens_before = r->t.epoch_tokens;
+    while (r->t.step_in_epoch < r->s.steps_per_epoch) {
+        if (!trainer_step(&r->t, err)) return false;
+        if (r->t.step_in_epoch == r->s.steps_per_epoch) break;
+        if (interrupted || (r->o->steps && r->t.global_step >= r->o->steps)) {
+            if (!trainer_drain(&r->t, err)) return false;
+            progress_end(&r->progress);
+            return interrupt(r, err);
+        }
+        if (r->t.global_step % every == 0 && !checkpoint_write(r, err)) return false;
+    }
+    return trainer_drain(&r->t, err);
+}
+
+static bool run_epoch(Run *r, PeftError *err) {
+    char what[64];
     snprintf(what, sizeof what, "%s epoch %lld/%d", r->p->name, (long long)r->t.epoch + 1,
              r->s.fit.epochs);
-    progress_start(&progress, what, r->s.steps_per_epoch - r->t.step_in_epoch);
+    progress_start(&r->progress, what, r->s.steps_per_epoch - r->t.step_in_epoch);
+    r->steps_before = r->t.global_step;
+    r->tokens_before = r->t.epoch_tokens;
     r->epoch_started = clock_seconds();
-    for (int64_t done = 1; r->t.step_in_epoch < r->s.steps_per_epoch; done++) {
-        if (!trainer_step(&r->t, err)) return false;
-        if (!(r->t.loss - r->t.loss == 0))
-            return peft_fail(
-                err,
-                "the loss is %f at step %lld; use a smaller fit.lr (the last checkpoint is whole)",
-                (double)r->t.loss, (long long)r->t.global_step);
-        bool last = r->t.step_in_epoch == r->s.steps_per_epoch;
-        if ((r->t.global_step % RECORD_EVERY == 0 || last) &&
-            !record_step(&r->record, r->t.global_step, (double)r->t.loss, (double)r->t.lr,
-                         (double)r->t.grad_norm, err))
-            return false;
-        double seconds = clock_seconds() - progress.start;
-        snprintf(detail, sizeof detail, "loss %.4f | lr %.2e | %s tokens/s", (double)r->t.loss,
-                 (double)r->t.lr,
-                 with_commas((int64_t)((double)(r->t.epoch_tokens - tokens_before) / seconds), a));
-        progress_step(&progress, done, detail);
-        bool stop = interrupted || (r->o->steps && r->t.global_step >= r->o->steps &&
-                                    r->t.global_step < r->s.total_steps);
-        if (stop) progress_end(&progress);
-        if (stop && !last) return interrupt(r, err);
-        if (!last && r->t.global_step % every == 0 && !checkpoint_write(r, err)) return false;
-    }
-    progress_end(&progress);
+    if (!train_epoch(r, err)) return false;
+    progress_end(&r->progress);
     if (!end_epoch(r, err)) return false;
     r->epoch_seconds = 0;
     bool more = r->t.epoch + 1 < r->s.fit.epochs;
@@ -274,6 +292,8 @@ static bool load(Run *r, PeftError *err) {
 
 static bool train_all(Run *r, PeftError *err) {
     if (!load(r, err) || !trainer_open(&r->t, &r->s, &r->x, err)) return false;
+    r->t.each = note_step;
+    r->t.ctx = r;
     bool ok = r->o->resume ? checkpoint_read(r, err) : record_open(&r->record, r->o->out, -1, err);
     while (ok && r->record.nepoch < r->s.fit.epochs) ok = run_epoch(r, err);
     if (ok) {
@@ -300,15 +320,13 @@ bool verb_train(const PeftProgram *p, const Options *o, PeftError *err) {
     r->p = p;
     r->o = o;
     r->started = clock_seconds();
-    int64_t budget = o->budget ? parse_bytes(o->budget, err) : 0;
     unsigned fns = 1u << PEFT_FN_TRAIN | 1u << PEFT_FN_UPDATE | 1u << PEFT_FN_EVAL;
-    bool ok = budget >= 0 && check_out(o, err) && session_open(&r->s, p, o, o->base, err);
+    bool ok = check_out(o, err) && session_open(&r->s, p, o, o->base, err);
     if (ok) {
         struct sigaction act = {.sa_handler = on_signal, .sa_flags = SA_RESETHAND};
         sigaction(SIGINT, &act, NULL);
         sigaction(SIGTERM, &act, NULL);
-        ok = exec_open(&r->x, p, fns, session_device(o), session_compute(o), session_threads(o),
-                       r->s.train_sym, r->s.eval_sym, budget, err);
+        ok = room_exec_open(&r->x, &r->s, fns, err);
         if (ok) {
             summary_announce(&r->s, &r->x);
             ok = train_all(r, err);

@@ -55,7 +55,7 @@ bool trainer_seek(Trainer *t, int64_t epoch, int64_t step_in_epoch, PeftError *e
                          (long long)epoch);
     t->epoch = epoch;
     t->step_in_epoch = step_in_epoch;
-    t->global_step = epoch * t->s->steps_per_epoch + step_in_epoch;
+    t->global_step = t->known = epoch * t->s->steps_per_epoch + step_in_epoch;
     epoch_order(t->s->fit.seed, (uint64_t)epoch, t->s->data.train->n, t->order);
     return true;
 }
@@ -66,21 +66,38 @@ bool trainer_seek_next(Trainer *t, PeftError *err) {
     return trainer_seek(t, t->epoch + 1, 0, err);
 }
 
-static bool micro_batch(Trainer *t, int s0, int s1, double *loss, PeftError *err) {
+/* Takes in the oldest run under way. A step ends with the update, where that is a function apart.
+ */
+static bool collect(Trainer *t, PeftError *err) {
+    ExecResult r;
+    if (!exec_collect(t->x, &r, err)) return false;
+    bool update = t->x->program->fn[PEFT_FN_UPDATE].nstep;
+    if (r.fn == PEFT_FN_TRAIN) {
+        t->step_loss += (double)r.scalar[EXEC_LOSS];
+        t->epoch_tokens += r.tokens;
+    }
+    if (update && r.fn != PEFT_FN_UPDATE) return true;
+    TrainedStep step = {.number = ++t->known,
+                        .loss = (float)t->step_loss,
+                        .lr = r.scalar[EXEC_LR],
+                        .grad_norm = r.scalar[EXEC_GRAD_NORM]};
+    t->epoch_loss += t->step_loss;
+    t->step_loss = 0;
+    return !t->each || t->each(t->ctx, &step, err);
+}
+
+static bool submit(Trainer *t, PeftFn fn, const int64_t *sym, PeftError *err) {
+    if (!exec_submit(t->x, fn, sym, err)) return false;
+    return !exec_queue_full(t->x) || collect(t, err);
+}
+
+static bool micro_batch(Trainer *t, int s0, int s1, PeftError *err) {
     int64_t sym[PEFT_SYM_COUNT];
     FeedBatch part;
     feed_part(&t->feed, s0, s1, t->part_offsets, t->part_positions, &part);
-    if (!feed_batch(t->x, &part, sym, err) || !exec_run(t->x, PEFT_FN_TRAIN, sym, err))
-        return false;
-    *loss += (double)*(const float *)exec_output(t->x, PEFT_FN_TRAIN, "loss", NULL);
+    if (!feed_batch(t->x, &part, sym, err) || !submit(t, PEFT_FN_TRAIN, sym, err)) return false;
     if (s1 < t->feed.sequences || !t->x->program->fn[PEFT_FN_UPDATE].nstep) return true;
-    return exec_run(t->x, PEFT_FN_UPDATE, sym, err);
-}
-
-static float scalar_output(const Trainer *t, const char *name) {
-    const float *v = exec_output(t->x, PEFT_FN_TRAIN, name, NULL);
-    if (t->x->program->fn[PEFT_FN_UPDATE].nstep) v = exec_output(t->x, PEFT_FN_UPDATE, name, NULL);
-    return v ? *v : 0;
+    return submit(t, PEFT_FN_UPDATE, sym, err);
 }
 
 bool trainer_step(Trainer *t, PeftError *err) {
@@ -93,23 +110,24 @@ bool trainer_step(Trainer *t, PeftError *err) {
         return false;
     feed_rng(t->x, s->fit.seed, t->global_step, true);
     feed_counts(t->x, n, t->feed.masked);
-    double loss = 0;
     for (int s0 = 0; s0 < n; s0 += micro)
-        if (!micro_batch(t, s0, s0 + micro < n ? s0 + micro : n, &loss, err)) return false;
-    t->loss = (float)loss;
-    t->lr = scalar_output(t, "lr");
-    t->grad_norm = scalar_output(t, "grad_norm");
-    t->epoch_loss += loss;
-    t->epoch_tokens += t->batch.T;
+        if (!micro_batch(t, s0, s0 + micro < n ? s0 + micro : n, err)) return false;
     t->global_step++;
     t->step_in_epoch++;
     return true;
 }
 
+bool trainer_drain(Trainer *t, PeftError *err) {
+    while (t->x->pending)
+        if (!collect(t, err)) return false;
+    return true;
+}
+
 bool trainer_steps(Trainer *t, int64_t n, PeftError *err) {
     for (int64_t i = 0; i < n; i++) {
-        if (t->step_in_epoch == t->s->steps_per_epoch && !trainer_seek_next(t, err)) return false;
+        bool ended = t->step_in_epoch == t->s->steps_per_epoch;
+        if (ended && (!trainer_drain(t, err) || !trainer_seek_next(t, err))) return false;
         if (!trainer_step(t, err)) return false;
     }
-    return true;
+    return trainer_drain(t, err);
 }

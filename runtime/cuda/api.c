@@ -223,10 +223,14 @@ static bool open_cublaslt(CudaApi *api, PeftError *err) {
 bool cuda_api_open(CudaApi **out, PeftError *err) {
     CudaApi *api = *out = peft_zalloc(1, sizeof *api, err);
     if (!api) return false;
-    if (open_driver(api, err) && open_nvrtc(api, err) && open_cublaslt(api, err)) return true;
+    if (open_driver(api, err) && open_cublaslt(api, err)) return true;
     cuda_api_close(api);
     *out = NULL;
     return false;
+}
+
+bool cuda_api_need_compiler(CudaApi *api, PeftError *err) {
+    return api->nvrtc_major || open_nvrtc(api, err);
 }
 
 bool cuda_api_open_compiler(CudaApi **out, PeftError *err) {
@@ -304,6 +308,22 @@ bool cuda_device_open(const CudaApi *api, int index, CudaDevice *device, PeftErr
         return true;
     cuda_device_close(api, device);
     return false;
+}
+
+bool cuda_device_open_first(const CudaApi *api, CudaDevice *device, PeftError *err) {
+    int count = 0;
+    PeftError first = {{0}, 0};
+    if (!cuda_device_count(api, &count, err)) return false;
+    for (int i = 0; i < count; i++) {
+        PeftError why = {{0}, 0};
+        if (cuda_device_open(api, i, device, &why)) return true;
+        if (i == 0) first = why;
+    }
+    if (count == 0)
+        return peft_fail(err, "the NVIDIA driver counts no GPU: check nvidia-smi and "
+                              "CUDA_VISIBLE_DEVICES, or use --device cpu");
+    err->code = first.code;
+    return peft_fail(err, "%s", first.msg);
 }
 
 void cuda_device_close(const CudaApi *api, CudaDevice *device) {

@@ -70,6 +70,7 @@ typedef enum CUstreamCaptureMode {
 enum { CU_COMPUTEMODE_PROHIBITED = 2 };
 enum { CU_STREAM_NON_BLOCKING = 1 };
 enum { CU_EVENT_DEFAULT = 0, CU_EVENT_DISABLE_TIMING = 2 };
+enum { CU_EVENT_RECORD_EXTERNAL = 1 }; /* captured: as a node of the graph */
 
 /* ---- types of NVRTC ---- */
 
@@ -104,6 +105,19 @@ typedef enum cublasLtMatmulPreferenceAttributes_t {
 } cublasLtMatmulPreferenceAttributes_t;
 
 enum { CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE = 2 };
+
+/* 32 bits each, the last two 16. */
+typedef enum cublasLtMatmulAlgoConfigAttributes_t {
+    CUBLASLT_ALGO_CONFIG_ID = 0,
+    CUBLASLT_ALGO_CONFIG_TILE_ID = 1,
+    CUBLASLT_ALGO_CONFIG_SPLITK_NUM = 2,
+    CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME = 3,
+    CUBLASLT_ALGO_CONFIG_CTA_SWIZZLING = 4,
+    CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION = 5,
+    CUBLASLT_ALGO_CONFIG_STAGES_ID = 6,
+    CUBLASLT_ALGO_CONFIG_INNER_SHAPE_ID = 7,
+    CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID = 8
+} cublasLtMatmulAlgoConfigAttributes_t;
 
 typedef struct cublasLtContext *cublasLtHandle_t;
 typedef struct cublasLtMatmulDescOpaque *cublasLtMatmulDesc_t;
@@ -172,6 +186,8 @@ _Static_assert(offsetof(cublasLtMatmulHeuristicResult_t, state) == 72, "cuBLASLt
     X(cuEventCreate, cuEventCreate, CUresult, (CUevent *event, unsigned flags))                    \
     X(cuEventDestroy, cuEventDestroy_v2, CUresult, (CUevent event))                                \
     X(cuEventRecord, cuEventRecord, CUresult, (CUevent event, CUstream stream))                    \
+    X(cuEventRecordWithFlags, cuEventRecordWithFlags, CUresult,                                    \
+      (CUevent event, CUstream stream, unsigned flags))                                            \
     X(cuEventQuery, cuEventQuery, CUresult, (CUevent event))                                       \
     X(cuEventSynchronize, cuEventSynchronize, CUresult, (CUevent event))                           \
     X(cuEventElapsedTime, cuEventElapsedTime, CUresult, (float *ms, CUevent from, CUevent to))     \
@@ -246,6 +262,13 @@ _Static_assert(offsetof(cublasLtMatmulHeuristicResult_t, state) == 72, "cuBLASLt
        cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,               \
        cublasLtMatmulPreference_t preference, int requested,                                       \
        cublasLtMatmulHeuristicResult_t *results, int *found))                                      \
+    X(cublasLtMatmulAlgoCheck, cublasLtMatmulAlgoCheck, cublasStatus_t,                            \
+      (cublasLtHandle_t handle, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t a,               \
+       cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,               \
+       const cublasLtMatmulAlgo_t *algo, cublasLtMatmulHeuristicResult_t *result))                 \
+    X(cublasLtMatmulAlgoConfigGetAttribute, cublasLtMatmulAlgoConfigGetAttribute, cublasStatus_t,  \
+      (const cublasLtMatmulAlgo_t *algo, cublasLtMatmulAlgoConfigAttributes_t attribute,           \
+       void *value, size_t size, size_t *written))                                                 \
     X(cublasLtMatmul, cublasLtMatmul, cublasStatus_t,                                              \
       (cublasLtHandle_t handle, cublasLtMatmulDesc_t desc, const void *alpha, const void *a,       \
        cublasLtMatrixLayout_t a_layout, const void *b, cublasLtMatrixLayout_t b_layout,            \
@@ -266,9 +289,12 @@ typedef struct CudaApi {
 #undef X
 } CudaApi;
 
-/* Opens all three libraries and initialises the driver. On failure *out is NULL and the message
+/* Opens the driver and cuBLASLt and initialises the driver. On failure *out is NULL and the message
  * names the library, what was found and what to install. */
 bool cuda_api_open(CudaApi **out, PeftError *err);
+
+/* Opens NVRTC too, when that has not been done. */
+bool cuda_api_need_compiler(CudaApi *api, PeftError *err);
 
 /* NVRTC alone: compiling for a named architecture needs neither a GPU nor a driver. */
 bool cuda_api_open_compiler(CudaApi **out, PeftError *err);
@@ -299,6 +325,9 @@ bool cuda_device_describe(const CudaApi *api, int index, CudaDevice *device, Pef
 /* Makes a GPU's primary context current in this thread; one that peftc cannot use (older than
  * Ampere, compute mode prohibited, no context to be had) is refused with the reason. */
 bool cuda_device_open(const CudaApi *api, int index, CudaDevice *device, PeftError *err);
+
+/* Opens the first GPU that can be used; the reason is the first one's when none can. */
+bool cuda_device_open_first(const CudaApi *api, CudaDevice *device, PeftError *err);
 void cuda_device_close(const CudaApi *api, CudaDevice *device);
 
 /* Lists libraries and GPUs with their memory, as text or as one JSON object, and why something

@@ -1,45 +1,69 @@
-/* See device.h. Steps run in order on one stream; the host waits once per run, when it copies the
- * outputs back. A function's outputs and a batch's inputs lie at the same offsets in both arenas.
+/* See device.h. Functions and copies run in order on one stream. A function's outputs and a batch's
+ * inputs lie at the same offsets in both arenas. exec_run's host waits for the outputs. A submitted
+ * run's batch goes through a slot of page-locked memory, which the host fills while earlier runs
+ * still compute, and its scalars come back to the slot; the host waits for a slot, not for a run.
  */
 #include "device.h"
 #include "internal.h"
-#include "module.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 enum { LONGEST = 512, WIDEST_HEAD = 128 };
 
-extern const char cuda_text[]; /* kernel_cuda.h and templates.cu */
-
 int64_t cuda_workspace_bytes(const PeftStep *s, const int64_t sym[PEFT_SYM_COUNT]) {
     const PeftGemm *g = s->desc;
-    if (g->b_dtype == DT_F32) return CUDA_LIBRARY_WORKSPACE;
-    return CUDA_LIBRARY_WORKSPACE +
-           peft_dim(g->n, sym) * peft_dim(g->k, sym) * (int64_t)sizeof(float);
+    if (g->b_dtype != DT_NF4 && g->b_dtype != DT_NF4_PLAIN) return CUDA_LIBRARY_WORKSPACE;
+    return CUDA_LIBRARY_WORKSPACE + peft_dim(g->n, sym) * peft_dim(g->k, sym) * sym[PEFT_SYM_W];
 }
 
 CUdeviceptr cuda_address(const Exec *x, const void *host) {
     return host ? x->cuda->arena + (CUdeviceptr)((const char *)host - x->arena) : 0;
 }
 
-/* ---- opening ---- */
+/* ---- slots of submitted runs ---- */
 
-static bool compile(Exec *x, PeftError *err) {
-    CudaExec *d = x->cuda;
-    static const char *const options[] = {"--fmad=true"};
-    size_t a = strlen(cuda_text), b = strlen(x->program->cuda_source), n;
-    char *source = peft_alloc(a + b + 1, 1, err), *cubin = NULL;
-    if (!source) return false;
-    memcpy(source, cuda_text, a);
-    memcpy(source + a, x->program->cuda_source, b + 1);
-    bool ok = cuda_compile(d->api, source, x->program->name, d->gpu.major, d->gpu.minor, options, 1,
-                           &cubin, &n, err) &&
-              cuda_module_load(d->api, cubin, &d->module, err);
-    free(cubin);
-    free(source);
+typedef struct CudaQueue {
+    char *slot; /* EXEC_QUEUE of them: symbols, scalars, inputs */
+    size_t slot_bytes;
+    CUevent done[EXEC_QUEUE]; /* recorded behind the copy of the scalars */
+} CudaQueue;
+
+enum { SLOT_SCALARS = 64, SLOT_INPUTS = 128 };
+_Static_assert(PEFT_SYM_COUNT * sizeof(int64_t) <= SLOT_SCALARS, "a slot's symbols");
+_Static_assert(EXEC_SCALARS * sizeof(float) <= SLOT_INPUTS - SLOT_SCALARS, "a slot's scalars");
+
+/* Inputs lie side by side at the end of the persistent part. */
+static int64_t first_input(const Exec *x) {
+    int64_t first = x->plan.persistent;
+    for (int i = 0; i < PEFT_IN_COUNT; i++)
+        if (x->plan.input_offset[i] < first) first = x->plan.input_offset[i];
+    return first;
+}
+
+static bool queue_open(Exec *x, PeftError *err) {
+    const CudaApi *api = x->cuda->api;
+    CudaQueue *q = x->cuda->queue = peft_zalloc(1, sizeof *q, err);
+    if (!q) return false;
+    q->slot_bytes = SLOT_INPUTS + (size_t)(x->plan.persistent - first_input(x));
+    bool ok = cuda_ok(api->cuMemAllocHost((void **)&q->slot, EXEC_QUEUE * q->slot_bytes),
+                      "reserve page-locked memory", err);
+    for (int i = 0; ok && i < EXEC_QUEUE; i++)
+        ok =
+            cuda_ok(api->cuEventCreate(&q->done[i], CU_EVENT_DISABLE_TIMING), "make an event", err);
     return ok;
 }
+
+static void queue_close(CudaExec *d) {
+    CudaQueue *q = d->queue;
+    if (!q) return;
+    for (int i = 0; i < EXEC_QUEUE; i++)
+        if (q->done[i]) d->api->cuEventDestroy(q->done[i]);
+    if (q->slot) d->api->cuMemFreeHost(q->slot);
+    free(q);
+}
+
+/* ---- opening ---- */
 
 static bool find_kernels(Exec *x, PeftError *err) {
     const PeftProgram *p = x->program;
@@ -53,23 +77,25 @@ static bool find_kernels(Exec *x, PeftError *err) {
     d->kernel = peft_zalloc((size_t)p->nkernel, sizeof(CUfunction), err);
     bool ok = d->kernel != NULL;
     for (size_t i = 0; ok && i < sizeof fixed / sizeof *fixed; i++)
-        ok = cuda_function(d->api, d->module, fixed[i].name, fixed[i].to, err);
+        ok = cuda_code_function(&d->code, d->api, fixed[i].name, fixed[i].to, err);
     for (int i = 0; ok && i < p->nkernel; i++)
         if (p->kernel[i].launch != PEFT_LAUNCH_NONE)
-            ok = cuda_function(d->api, d->module, p->kernel[i].name, &d->kernel[i], err);
+            ok = cuda_code_function(&d->code, d->api, p->kernel[i].name, &d->kernel[i], err);
     return ok;
 }
 
 static bool reserve(Exec *x, PeftError *err) {
     CudaExec *d = x->cuda;
     size_t need = (size_t)x->plan.peak;
-    if (need > d->gpu.free_bytes) {
+    int64_t room = (int64_t)d->gpu.free_bytes - CUDA_HEADROOM;
+    if (x->plan.peak > room) {
+        x->room = room;
         err->code = 3;
         return peft_fail(err,
-                         "the plan needs %.1f MB and %s has %.1f MB free of %.1f; use a smaller"
-                         " fit.batch",
-                         (double)need / 1e6, d->gpu.name, (double)d->gpu.free_bytes / 1e6,
-                         (double)d->gpu.total_bytes / 1e6);
+                         "the plan needs %.1f MB, and %d MB for code and libraries, and %s has "
+                         "%.1f MB free of %.1f",
+                         (double)need / 1e6, CUDA_HEADROOM / 1000000, d->gpu.name,
+                         (double)d->gpu.free_bytes / 1e6, (double)d->gpu.total_bytes / 1e6);
     }
     return cuda_ok(d->api->cuMemAlloc(&d->arena, need), "reserve the planned memory", err) &&
            cuda_ok(d->api->cuMemAlloc(&d->sym, PEFT_SYM_COUNT * sizeof(int64_t)), "reserve memory",
@@ -94,25 +120,38 @@ static bool attention_fits(const Exec *x, PeftError *err) {
     return true;
 }
 
+static bool computes(const Exec *x, PeftError *err) {
+    if (x->compute == COMPUTE_FP32 || !x->program->needs_fp32) return true;
+    return peft_fail(err,
+                     "%s was compiled without passes that --compute bf16 needs; use --compute fp32,"
+                     " or compile it without --skip",
+                     x->program->name);
+}
+
 bool cuda_open(Exec *x, PeftError *err) {
-    if (!attention_fits(x, err)) return false;
+    if (!attention_fits(x, err) || !computes(x, err)) return false;
     CudaExec *d = x->cuda = peft_zalloc(1, sizeof *x->cuda, err);
-    if (!d || !cuda_api_open(&d->api, err) || !cuda_device_open(d->api, 0, &d->gpu, err))
+    if (!d || !cuda_api_open(&d->api, err) || !cuda_device_open_first(d->api, &d->gpu, err))
         return false;
     if (!cuda_ok(d->api->cuStreamCreate(&d->stream, CU_STREAM_NON_BLOCKING), "make a stream", err))
         return false;
     d->touched = peft_zalloc((size_t)x->program->nvar, 1, err);
     d->graph = peft_zalloc(CUDA_MAX_GRAPHS, sizeof *d->graph, err);
-    return d->touched && d->graph && reserve(x, err) && compile(x, err) && find_kernels(x, err) &&
-           cuda_gemm_open(&d->gemm, d->api, err);
+    return d->touched && d->graph && reserve(x, err) &&
+           cuda_code_open(&d->code, d->api, x->program, x->compute, &d->gpu, err) &&
+           find_kernels(x, err) && cuda_gemm_open(&d->gemm, d->api, err) &&
+           cuda_tuner_open(&d->tuner, d->api, &d->gpu, d->gemm, err);
 }
 
 void cuda_close(Exec *x) {
     CudaExec *d = x->cuda;
-    cuda_drop_graphs(d);
-    free(d->graph);
-    if (d->gemm) cuda_gemm_close(d->gemm);
-    if (d->module) cuda_module_unload(d->api, d->module);
+    if (d->stream)
+        d->api->cuStreamSynchronize(d->stream); /* submitted runs use what is freed here */
+    cuda_close_functions(d);
+    queue_close(d);
+    cuda_tuner_close(d->tuner);
+    cuda_gemm_close(d->gemm);
+    cuda_code_close(&d->code, d->api);
     if (d->arena) d->api->cuMemFree(d->arena);
     if (d->sym) d->api->cuMemFree(d->sym);
     if (d->stream) d->api->cuStreamDestroy(d->stream);
@@ -153,25 +192,32 @@ static void *var_at(const Exec *x, int var) {
 }
 
 bool cuda_pull(Exec *x, PeftError *err) {
+    if (!x->cuda->ahead) return true;
     for (int i = 0; i < x->program->nvar; i++) {
         const PeftVar *v = &x->program->var[i];
         if (x->cuda->touched[i] || !(v->trainable || v->is_state || v->derived)) continue;
-        if (!download(x, var_at(x, i), var_bytes(v), err)) return false;
+        if (!download(x, var_at(x, i), var_bytes(x, i), err)) return false;
     }
-    return cuda_wait(x, "copy the variables back", err);
+    if (!cuda_wait(x, "copy the variables back", err)) return false;
+    x->cuda->ahead = false;
+    return true;
 }
 
-static bool push(Exec *x, const int64_t *sym, PeftError *err) {
+static bool push_variables(Exec *x, PeftError *err) {
     CudaExec *d = x->cuda;
     for (int i = 0; i < x->program->nvar; i++) {
-        if (d->touched[i] && !upload(x, var_at(x, i), var_bytes(&x->program->var[i]), err))
-            return false;
+        if (d->touched[i] && !upload(x, var_at(x, i), var_bytes(x, i), err)) return false;
         d->touched[i] = false;
     }
-    int64_t first = x->plan.persistent;
-    for (int i = 0; i < PEFT_IN_COUNT; i++)
-        if (x->plan.input_offset[i] < first) first = x->plan.input_offset[i];
-    return upload(x, x->arena + first, x->plan.persistent - first, err) &&
+    return true;
+}
+
+static bool push_batch(Exec *x, const void *inputs, const int64_t *sym, PeftError *err) {
+    const CudaExec *d = x->cuda;
+    int64_t first = first_input(x);
+    return cuda_ok(d->api->cuMemcpyHtoDAsync(d->arena + (CUdeviceptr)first, inputs,
+                                             (size_t)(x->plan.persistent - first), d->stream),
+                   "copy to the GPU", err) &&
            cuda_ok(d->api->cuMemcpyHtoDAsync(d->sym, sym, PEFT_SYM_COUNT * sizeof *sym, d->stream),
                    "copy to the GPU", err);
 }
@@ -190,7 +236,39 @@ static bool fetch_outputs(Exec *x, PeftFn fn, const int64_t *sym, PeftError *err
 
 /* ---- running ---- */
 
+/* Everything of a run but what it gives back. */
+static bool start(Exec *x, PeftFn fn, const void *inputs, const int64_t *sym, PeftError *err) {
+    if (fn != PEFT_FN_EVAL && fn != PEFT_FN_GRADIENTS) x->cuda->ahead = true;
+    return push_variables(x, err) && push_batch(x, inputs, sym, err) &&
+           cuda_launch_function(x, fn, sym, err);
+}
+
 bool cuda_run(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT], PeftError *err) {
-    return push(x, sym, err) && cuda_launch_function(x, fn, sym, err) &&
-           fetch_outputs(x, fn, sym, err);
+    return start(x, fn, x->arena + first_input(x), sym, err) && fetch_outputs(x, fn, sym, err);
+}
+
+bool cuda_submit(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT], int at, PeftError *err) {
+    CudaExec *d = x->cuda;
+    if (!d->queue && !queue_open(x, err)) return false;
+    char *slot = d->queue->slot + (size_t)at * d->queue->slot_bytes;
+    memset(slot, 0, SLOT_INPUTS);
+    memcpy(slot, sym, PEFT_SYM_COUNT * sizeof *sym);
+    memcpy(slot + SLOT_INPUTS, x->arena + first_input(x), d->queue->slot_bytes - SLOT_INPUTS);
+    bool ok = start(x, fn, slot + SLOT_INPUTS, (const int64_t *)slot, err);
+    for (int i = 0; ok && i < EXEC_SCALARS; i++)
+        ok = !x->scalar[fn][i] ||
+             cuda_ok(d->api->cuMemcpyDtoHAsync(slot + SLOT_SCALARS + i * sizeof(float),
+                                               cuda_address(x, x->scalar[fn][i]), sizeof(float),
+                                               d->stream),
+                     "copy from the GPU", err);
+    return ok && cuda_ok(d->api->cuEventRecord(d->queue->done[at], d->stream), "mark a run", err);
+}
+
+bool cuda_collect(Exec *x, int at, float scalar[EXEC_SCALARS], PeftError *err) {
+    const CudaQueue *q = x->cuda->queue;
+    if (!cuda_ok(x->cuda->api->cuEventSynchronize(q->done[at]), "run a function", err))
+        return false;
+    memcpy(scalar, q->slot + (size_t)at * q->slot_bytes + SLOT_SCALARS,
+           EXEC_SCALARS * sizeof *scalar);
+    return true;
 }

@@ -10,6 +10,7 @@
 #include "gemm.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 enum { BUCKETS = 256, WORKSPACE_ALIGN = 256 /* which cuBLASLt demands */ };
 
@@ -19,7 +20,9 @@ struct CudaGemmPlan {
     cublasLtMatmulDesc_t desc;
     cublasLtMatrixLayout_t first, second, result; /* memory of B, A, C */
     cublasLtMatmulHeuristicResult_t candidate[CUDA_GEMM_CANDIDATES];
-    int candidates, selected;
+    int candidates, selected;             /* selected < 0: not one of them */
+    cublasLtMatmulHeuristicResult_t used; /* by products */
+    bool settled;
 };
 
 struct CudaGemm {
@@ -146,13 +149,16 @@ static bool describe(const CudaApi *api, CudaGemmPlan *p, PeftError *err) {
            make_layout(api, &p->result, s->out, s->m, s->n, s->ldc, err);
 }
 
+/* What is left of a workspace that may begin anywhere. */
+static size_t usable_workspace(const CudaMatmul *s) {
+    return s->workspace_bytes >= WORKSPACE_ALIGN ? s->workspace_bytes - (WORKSPACE_ALIGN - 1) : 0;
+}
+
 /* Reductions in the output's type would round partial sums to bf16, so the mask allows the one in
- * fp32; products that are not split need no bit of it. The caller's workspace may begin anywhere.
- */
+ * fp32; products that are not split need no bit of it. */
 static bool set_preferences(const CudaApi *api, cublasLtMatmulPreference_t preference,
-                            size_t workspace_bytes, PeftError *err) {
-    uint64_t workspace =
-        workspace_bytes >= WORKSPACE_ALIGN ? workspace_bytes - (WORKSPACE_ALIGN - 1) : 0;
+                            const CudaMatmul *s, PeftError *err) {
+    uint64_t workspace = usable_workspace(s);
     uint32_t reduction = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE, align = CUDA_GEMM_ALIGN;
     const struct {
         cublasLtMatmulPreferenceAttributes_t attribute;
@@ -194,8 +200,8 @@ static bool find_candidates(CudaGemm *g, CudaGemmPlan *p, PeftError *err) {
     if (!blas_ok(g->api, g->api->cublasLtMatmulPreferenceCreate(&preference),
                  "cublasLtMatmulPreferenceCreate", err))
         return false;
-    bool ok = set_preferences(g->api, preference, p->shape.workspace_bytes, err) &&
-              ask_heuristic(g, p, preference, err);
+    bool ok =
+        set_preferences(g->api, preference, &p->shape, err) && ask_heuristic(g, p, preference, err);
     g->api->cublasLtMatmulPreferenceDestroy(preference);
     return ok;
 }
@@ -221,8 +227,15 @@ CudaGemmPlan *cuda_gemm_plan(CudaGemm *g, const CudaMatmul *product, PeftError *
         drop_plan(g->api, p);
         return NULL;
     }
+    cuda_gemm_select(p, 0);
     p->next = *bucket;
     return *bucket = p;
+}
+
+/* ---- the choice among algorithms ---- */
+
+const CudaMatmul *cuda_gemm_shape(const CudaGemmPlan *plan) {
+    return &plan->shape;
 }
 
 int cuda_gemm_candidates(const CudaGemmPlan *plan) {
@@ -234,14 +247,73 @@ int cuda_gemm_selected(const CudaGemmPlan *plan) {
 }
 
 void cuda_gemm_select(CudaGemmPlan *plan, int candidate) {
-    if (candidate >= 0 && candidate < plan->candidates) plan->selected = candidate;
+    if (plan->settled || candidate < 0 || candidate >= plan->candidates) return;
+    plan->selected = candidate;
+    plan->used = plan->candidate[candidate];
+}
+
+void cuda_gemm_settle(CudaGemmPlan *plan) {
+    plan->settled = true;
+}
+
+bool cuda_gemm_settled(const CudaGemmPlan *plan) {
+    return plan->settled;
+}
+
+/* The library's own attributes of a configuration; one that it does not have counts as 0. */
+static void describe_algorithm(const CudaApi *api, const cublasLtMatmulAlgo_t *algo,
+                               char text[CUDA_GEMM_NAME]) {
+    static const char *const label[] = {"algo",    "tile",   "split", "reduce", "swizzle",
+                                        "variant", "stages", "inner", "cluster"};
+    size_t at = 0;
+    for (int i = CUBLASLT_ALGO_CONFIG_ID; i <= CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID; i++) {
+        uint32_t wide = 0;
+        uint16_t narrow = 0;
+        bool is_narrow = i >= CUBLASLT_ALGO_CONFIG_INNER_SHAPE_ID;
+        size_t written, size = is_narrow ? sizeof narrow : sizeof wide;
+        if (api->cublasLtMatmulAlgoConfigGetAttribute(algo, (cublasLtMatmulAlgoConfigAttributes_t)i,
+                                                      is_narrow ? (void *)&narrow : (void *)&wide,
+                                                      size, &written) != CUBLAS_STATUS_SUCCESS)
+            wide = narrow = 0;
+        int n = snprintf(text + at, CUDA_GEMM_NAME - at, "%s%s %x", i ? " " : "", label[i],
+                         is_narrow ? narrow : wide);
+        if (n > 0 && (size_t)n < CUDA_GEMM_NAME - at) at += (size_t)n;
+    }
+}
+
+/* Attributes may not tell all: equal ones are numbered in the heuristic's order. */
+void cuda_gemm_name(const CudaGemm *g, const CudaGemmPlan *plan, int candidate,
+                    char name[CUDA_GEMM_NAME]) {
+    char other[CUDA_GEMM_NAME];
+    int twins = 0;
+    describe_algorithm(g->api, &plan->candidate[candidate].algo, name);
+    for (int i = 0; i < candidate; i++) {
+        describe_algorithm(g->api, &plan->candidate[i].algo, other);
+        twins += strcmp(name, other) == 0;
+    }
+    size_t at = strlen(name);
+    if (twins) snprintf(name + at, CUDA_GEMM_NAME - at, " #%d", twins + 1);
+}
+
+void cuda_gemm_adopt(const CudaGemm *g, CudaGemmPlan *plan, const CudaGemmPlan *like) {
+    cublasLtMatmulHeuristicResult_t checked = {.state = CUBLAS_STATUS_NOT_SUPPORTED};
+    if (plan->settled || plan == like ||
+        g->api->cublasLtMatmulAlgoCheck(g->handle, plan->desc, plan->first, plan->second,
+                                        plan->result, plan->result, &like->used.algo,
+                                        &checked) != CUBLAS_STATUS_SUCCESS ||
+        checked.state != CUBLAS_STATUS_SUCCESS ||
+        checked.workspaceSize > usable_workspace(&plan->shape))
+        return;
+    plan->selected = -1;
+    plan->used = (cublasLtMatmulHeuristicResult_t){.algo = like->used.algo,
+                                                   .workspaceSize = checked.workspaceSize};
 }
 
 /* ---- running ---- */
 
 bool cuda_gemm_run(CudaGemm *g, const CudaMatmul *product, CUstream stream, PeftError *err) {
     const CudaMatmul *x = product;
-    if ((x->a | x->b | x->c) % CUDA_GEMM_ALIGN) /* a kernel would fault on it */
+    if ((x->a | x->b | x->c | x->addend) % CUDA_GEMM_ALIGN) /* a kernel would fault on it */
         return peft_fail(err,
                          "GPU product of buffers at %#llx, %#llx, %#llx: expected multiples of %d",
                          x->a, x->b, x->c, CUDA_GEMM_ALIGN);
@@ -252,14 +324,14 @@ bool cuda_gemm_run(CudaGemm *g, const CudaMatmul *product, CUstream stream, Peft
                          x->workspace_bytes);
     const CudaGemmPlan *p = cuda_gemm_plan(g, x, err);
     if (!p) return false;
-    const cublasLtMatmulHeuristicResult_t *chosen = &p->candidate[p->selected];
     CUdeviceptr workspace =
         (x->workspace + WORKSPACE_ALIGN - 1) / WORKSPACE_ALIGN * WORKSPACE_ALIGN;
-    float alpha = 1, beta = x->accumulate ? 1 : 0;
+    float alpha = x->scale != 0 ? x->scale : 1, beta = x->addend ? 1 : 0;
+    CUdeviceptr addend = x->addend ? x->addend : x->c;
     cublasStatus_t status = g->api->cublasLtMatmul(
         g->handle, p->desc, &alpha, (const void *)(uintptr_t)x->b, p->first,
-        (const void *)(uintptr_t)x->a, p->second, &beta, (const void *)(uintptr_t)x->c, p->result,
-        (void *)(uintptr_t)x->c, p->result, &chosen->algo, (void *)(uintptr_t)workspace,
-        chosen->workspaceSize, stream);
+        (const void *)(uintptr_t)x->a, p->second, &beta, (const void *)(uintptr_t)addend, p->result,
+        (void *)(uintptr_t)x->c, p->result, &p->used.algo, (void *)(uintptr_t)workspace,
+        p->used.workspaceSize, stream);
     return product_ok(g->api, status, "launch", &p->shape, err);
 }

@@ -1,16 +1,17 @@
-/* Row-major matrix products on the GPU through cuBLASLt: C[m, n] = op(A) op(B) (+ C), in fp32
- * (products and sums in fp32, no TF32) or of bf16 operands with fp32 sums and a bf16 or fp32
- * result. What a product needs (descriptors, up to eight algorithms) is planned once per shape and
- * kept; a planned product allocates nothing and only launches, so it can be captured in a graph.
- * Only algorithms that sum split products in fp32 and in a fixed order are candidates: results are
- * the same bits from run to run. One thread at a time may use a CudaGemm. */
+/* Row-major matrix products on the GPU through cuBLASLt: C[m, n] = scale op(A) op(B) (+ addend), in
+ * fp32 (products and sums in fp32, no TF32) or of bf16 operands with fp32 sums and a bf16 or fp32
+ * result. What a product needs (descriptors, the algorithms to choose from) is planned once per
+ * shape and kept; a planned product allocates nothing and only launches, so it can be captured in a
+ * graph. Only algorithms that sum split products in fp32 and in a fixed order are candidates:
+ * results are the same bits from run to run. One thread at a time may use a CudaGemm. */
 #ifndef PEFT_CUDA_GEMM_H
 #define PEFT_CUDA_GEMM_H
 
 #include "api.h"
 
 #define CUDA_GEMM_ALIGN      16 /* bytes: of A, B and C */
-#define CUDA_GEMM_CANDIDATES 8
+#define CUDA_GEMM_CANDIDATES 16
+#define CUDA_GEMM_NAME       192 /* characters of an algorithm's name, with the final zero */
 
 typedef enum CudaGemmType { CUDA_GEMM_F32, CUDA_GEMM_BF16 } CudaGemmType;
 
@@ -24,7 +25,9 @@ typedef struct CudaMatmul {
 
     /* What follows may differ between products of one plan. */
     CUdeviceptr a, b, c;   /* C must not overlap anything else */
-    bool accumulate;       /* add to C; otherwise C is not read */
+    CUdeviceptr addend;    /* C = scale op(A) op(B) + this, of C's type and stride, which may be C
+                              itself; 0: nothing is added */
+    float scale;           /* 0 counts as 1 */
     CUdeviceptr workspace; /* for this product alone until it is done; any alignment */
 } CudaMatmul;
 
@@ -40,9 +43,25 @@ bool cuda_gemm_run(CudaGemm *g, const CudaMatmul *product, CUstream stream, Peft
 /* The plan of a product's shape, made at its first use with the heuristic's first algorithm. */
 CudaGemmPlan *cuda_gemm_plan(CudaGemm *g, const CudaMatmul *product, PeftError *err);
 
+/* The plan's shape, with leading dimensions filled in and without buffers. */
+const CudaMatmul *cuda_gemm_shape(const CudaGemmPlan *plan);
+
 /* The algorithms that a plan can choose from, best guess first: 1 to CUDA_GEMM_CANDIDATES. */
 int cuda_gemm_candidates(const CudaGemmPlan *plan);
-int cuda_gemm_selected(const CudaGemmPlan *plan);
+int cuda_gemm_selected(const CudaGemmPlan *plan);         /* -1: another plan's, adopted */
 void cuda_gemm_select(CudaGemmPlan *plan, int candidate); /* out of range: no change */
+
+/* From then on the plan's selection does not change. */
+void cuda_gemm_settle(CudaGemmPlan *plan);
+bool cuda_gemm_settled(const CudaGemmPlan *plan);
+
+/* A candidate's configuration as text, which tells the plan's candidates apart and is the same
+ * wherever library version, GPU and shape are the same. */
+void cuda_gemm_name(const CudaGemm *g, const CudaGemmPlan *plan, int candidate,
+                    char name[CUDA_GEMM_NAME]);
+
+/* Selects the algorithm that `like`, a plan of nearly the same shape, has selected, where the
+ * library accepts it for this shape and within this workspace; otherwise the selection stays. */
+void cuda_gemm_adopt(const CudaGemm *g, CudaGemmPlan *plan, const CudaGemmPlan *like);
 
 #endif

@@ -3,17 +3,33 @@
 #define PEFT_CUDA_INTERNAL_H
 
 #include "api.h"
+#include "code.h"
 #include "device.h"
 #include "gemm.h"
+#include "order.h"
+#include "tune.h"
+#include "timing.h"
+
+/* The environment's limit of streams; 1: one step after the other. */
+#define CUDA_STREAMS_VARIABLE "PEFTC_CUDA_STREAMS"
 
 enum {
     CUDA_LIBRARY_WORKSPACE = 4 << 20, /* bytes that one matrix product may use */
-    CUDA_MAX_GRAPHS = 1024
+    CUDA_HEADROOM = 128000000,        /* bytes beside the arena: kernels, graphs, the library */
+    CUDA_MAX_GRAPHS = 1024,
+    CUDA_STREAMS = 8, /* that a function's steps are spread over */
+    CUDA_MAX_STREAMS = 32
 };
+
+typedef struct CudaOrder { /* of a function's steps */
+    Order order;
+    CUevent *event; /* by step, then that of the start; NULL where nobody waits for it */
+} CudaOrder;
 
 typedef struct CudaGraph { /* a function for one size of batch */
     PeftFn fn;
     int64_t tokens, sequences, masked;
+    bool tuned;       /* products have their algorithms */
     bool launched;    /* step by step, once */
     CUgraphExec exec; /* captured, or NULL so far */
 } CudaGraph;
@@ -21,15 +37,22 @@ typedef struct CudaGraph { /* a function for one size of batch */
 struct CudaExec {
     CudaApi *api;
     CudaDevice gpu;
-    CUstream stream;
-    CUmodule module;
+    CUstream stream;                     /* of copies, graphs, and the steps of no other */
+    CUstream side[CUDA_MAX_STREAMS - 1]; /* of steps that run beside it; NULL: not needed yet */
+    CUstream current;                    /* that a step is launched on */
+    CudaOrder order[PEFT_FN_COUNT];      /* of functions that were launched */
+    CudaTiming timing[PEFT_FN_COUNT];    /* of functions that are profiled */
+    CudaCode code;
     CUfunction *kernel; /* by the program's kernels; NULL: nothing generated */
     CUfunction attention, attention_grad, index, segment_sum, transpose, dequant;
     CudaGemm *gemm;
+    CudaTuner *tuner;
     CUdeviceptr arena, sym;
     CudaGraph *graph;
     int ngraph;
-    bool *touched; /* by variable: the host may have written it */
+    bool *touched;           /* by variable: the host may have written it */
+    bool ahead;              /* the device may have changed variables since they were copied back */
+    struct CudaQueue *queue; /* of submitted runs; made by the first */
 };
 
 typedef struct CudaExec CudaExec;
@@ -37,15 +60,25 @@ typedef struct CudaExec CudaExec;
 /* The device's address of a place in the host's arena; 0 for NULL. */
 CUdeviceptr cuda_address(const Exec *x, const void *host);
 
-/* Launches one step on the stream. arg, workspace: places in the host's arena. */
+/* Launches one step on the current stream. arg, workspace: places in the host's arena. */
 bool cuda_step(const Exec *x, const PeftStep *s, void *const *arg, void *workspace,
                const int64_t sym[PEFT_SYM_COUNT], PeftError *err);
+
+/* The product of a GEMM step; a quantised B is what was dequantised into the workspace. */
+CudaMatmul cuda_product(const Exec *x, const PeftStep *s, void *const *arg, void *workspace,
+                        const int64_t sym[PEFT_SYM_COUNT]);
+
+/* Settles the algorithms of a function's products for this size of batch (tune.h). To be called at
+ * the function's start, when all its temporaries are dead, and before it is launched. */
+bool cuda_tune_function(const Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT],
+                        PeftError *err);
 
 /* Waits for everything launched so far. what: for the message. */
 bool cuda_wait(const Exec *x, const char *what, PeftError *err);
 
-/* Launches all steps of a function for this size of batch. */
+/* Launches all steps of a function for this size of batch; the stream waits for them. */
 bool cuda_launch_function(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT], PeftError *err);
-void cuda_drop_graphs(CudaExec *d);
+/* Drops graphs, orders, events and the other streams. */
+void cuda_close_functions(CudaExec *d);
 
 #endif

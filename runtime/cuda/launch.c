@@ -33,7 +33,7 @@ static bool launch2(const Exec *x, CUfunction f, Launch *l, int64_t grid, int64_
     const CudaExec *d = x->cuda;
     if (grid < 1 || grid_y < 1) return true;
     return cuda_ok(d->api->cuLaunchKernel(f, (unsigned)grid, (unsigned)grid_y, 1, (unsigned)block,
-                                          1, 1, 0, d->stream, l->param, NULL),
+                                          1, 1, 0, d->current, l->param, NULL),
                    "launch a kernel", err);
 }
 
@@ -89,27 +89,42 @@ static bool dequantise(const Exec *x, void *const *arg, CUdeviceptr to, int64_t 
                   err);
 }
 
-/* The product, then what is fused behind it as a kernel over its elements or rows. */
-static bool run_gemm(const Exec *x, const PeftStep *s, void *const *arg, void *workspace,
-                     const int64_t *sym, PeftError *err) {
+static bool is_quantised(const PeftGemm *g) {
+    return g->b_dtype == DT_NF4 || g->b_dtype == DT_NF4_PLAIN;
+}
+
+CudaMatmul cuda_product(const Exec *x, const PeftStep *s, void *const *arg, void *workspace,
+                        const int64_t sym[PEFT_SYM_COUNT]) {
     const PeftGemm *g = s->desc;
-    CudaExec *d = x->cuda;
+    bool bf16 = x->compute == COMPUTE_BF16;
     CudaMatmul product = {.m = peft_dim(g->m, sym),
                           .n = peft_dim(g->n, sym),
                           .k = peft_dim(g->k, sym),
                           .trans_a = g->trans_a,
                           .trans_b = g->trans_b,
+                          .in = bf16 ? CUDA_GEMM_BF16 : CUDA_GEMM_F32,
+                          .out = bf16 && g->c_dtype == DT_WORK ? CUDA_GEMM_BF16 : CUDA_GEMM_F32,
                           .a = cuda_address(x, arg[0]),
                           .b = cuda_address(x, arg[1]),
                           .c = cuda_address(x, arg[2]),
                           .workspace = cuda_address(x, workspace),
                           .workspace_bytes = CUDA_LIBRARY_WORKSPACE};
-    if (g->b_dtype != DT_F32) {
-        product.b = product.workspace + CUDA_LIBRARY_WORKSPACE;
-        if (!dequantise(x, &arg[1], product.b, product.n * product.k, g->b_dtype == DT_NF4, err))
-            return false;
-    }
-    if (!cuda_gemm_run(d->gemm, &product, d->stream, err)) return false;
+    if (g->plain) product.scale = (float)g->scale;
+    if (g->plain && g->addend >= 0) product.addend = cuda_address(x, arg[g->addend]);
+    if (is_quantised(g)) product.b = product.workspace + CUDA_LIBRARY_WORKSPACE;
+    return product;
+}
+
+/* The product, then what is fused behind it as a kernel over its elements or rows. */
+static bool run_gemm(const Exec *x, const PeftStep *s, void *const *arg, void *workspace,
+                     const int64_t *sym, PeftError *err) {
+    const PeftGemm *g = s->desc;
+    CudaExec *d = x->cuda;
+    CudaMatmul product = cuda_product(x, s, arg, workspace, sym);
+    if (is_quantised(g) &&
+        !dequantise(x, &arg[1], product.b, product.n * product.k, g->b_dtype == DT_NF4, err))
+        return false;
+    if (!cuda_gemm_run(d->gemm, &product, d->current, err)) return false;
     return x->program->kernel[s->kernel].launch == PEFT_LAUNCH_NONE ||
            run_generated(x, s, arg, sym, err);
 }

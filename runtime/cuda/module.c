@@ -237,7 +237,7 @@ bool cuda_compile(const CudaApi *api, const char *source, const char *name, int 
 
 /* ---- loading ---- */
 
-bool cuda_module_load(const CudaApi *api, const char *cubin, CUmodule *module, PeftError *err) {
+bool cuda_module_load(const CudaApi *api, const void *cubin, CUmodule *module, PeftError *err) {
     *module = NULL;
     return cuda_ok(api->cuModuleLoadData(module, cubin),
                    "cannot load the compiled kernels: cuModuleLoadData", err);
@@ -245,11 +245,4 @@ bool cuda_module_load(const CudaApi *api, const char *cubin, CUmodule *module, P
 
 void cuda_module_unload(const CudaApi *api, CUmodule module) {
     if (module) api->cuModuleUnload(module);
-}
-
-bool cuda_function(const CudaApi *api, CUmodule module, const char *name, CUfunction *function,
-                   PeftError *err) {
-    char what[256];
-    snprintf(what, sizeof what, "cannot find the kernel %s: cuModuleGetFunction", name);
-    return cuda_ok(api->cuModuleGetFunction(function, module, name), what, err);
 }

@@ -22,11 +22,7 @@ char *cuda_compile_report(const char *name, const char *source, const char *cons
                           int noptions, const char *log);
 
 /* Loads a whole cubin into the current context: the driver takes no size. */
-bool cuda_module_load(const CudaApi *api, const char *cubin, CUmodule *module, PeftError *err);
+bool cuda_module_load(const CudaApi *api, const void *cubin, CUmodule *module, PeftError *err);
 void cuda_module_unload(const CudaApi *api, CUmodule module); /* NULL is fine */
-
-/* A kernel of a module by its extern "C" name. */
-bool cuda_function(const CudaApi *api, CUmodule module, const char *name, CUfunction *function,
-                   PeftError *err);
 
 #endif

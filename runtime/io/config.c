@@ -155,11 +155,18 @@ static bool read_file(const char *path, BertConfig *c, PeftError *err) {
     return ok;
 }
 
+static bool no_base(const char *folder, PeftError *err) {
+    return peft_fail(err,
+                     "cannot open %s/config.json: No such file; a base is a folder with "
+                     "config.json, vocab.txt and model.safetensors",
+                     folder);
+}
+
 bool config_read(const char *path, BertConfig *c, PeftError *err) {
     struct stat st;
     if (stat(path, &st) != 0 || !S_ISDIR(st.st_mode)) return read_file(path, c, err);
     char *inside = path_join(path, "config.json", err);
-    bool ok = inside && read_file(inside, c, err);
+    bool ok = inside && (file_exists(inside) || no_base(path, err)) && read_file(inside, c, err);
     free(inside);
     return ok;
 }

@@ -110,7 +110,8 @@ static bool parse_label(const Parser *p, Slice s, int32_t first, size_t line, in
     return peft_fail(
         p->err, "%s:%zu: %s '%s' is not an integer from %d to %d%s", p->name, line,
         first ? "class" : "label", textfile_excerpt(excerpt, sizeof excerpt, s.bytes, s.len), first,
-        DATASET_MAX_LABEL + first, first && line == 1 ? "; this layout has no header line" : "");
+        DATASET_MAX_LABEL + first,
+        first && line == 1 ? "; this layout has no header line, one with a header is TSV" : "");
 }
 
 /* ---- TSV ---- */
@@ -168,8 +169,10 @@ static bool parse_header(Parser *p, bool need_label, Columns *columns) {
     if (columns->text < 0) columns->text = find_column(column, n, "text");
     columns->label = find_column(column, n, "label");
     if (columns->text >= 0 && (columns->label >= 0 || !need_label)) return true;
-    return peft_fail(p->err, "%s:%zu: no column '%s' in the tab-separated header; found: %s",
-                     p->name, p->line - 1, columns->text < 0 ? "sentence" : "label",
+    return peft_fail(p->err,
+                     "%s:%zu: no column %s in the tab-separated header; found: %s; the first line "
+                     "must name the columns, with a tab between them",
+                     p->name, p->line - 1, columns->text < 0 ? "'sentence' (or 'text')" : "'label'",
                      list_columns(column, n, found, sizeof found));
 }
 

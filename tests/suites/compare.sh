@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The comparison: corpus, baseline, float16 converter, aggregator on good and broken runs, and
-# tools/compare.sh from a first run over an interrupted one to a changed setting.
+# The comparison: corpus, baseline, float16 converter, aggregator on good and broken runs,
+# tools/compare.sh from a first run over an interrupted one to a changed setting, and its table on a
+# terminal.
 set -u
 tmp=$(mktemp -d "$PEFTC_TMP/compare.XXXXXX") bin=$PEFTC_BUILD
 case_ok() { echo "ok $1"; }
@@ -154,6 +155,49 @@ breaks null-score "test_f1_macro: expected a number from 0 to 1, found null" 's/
 breaks impossible-score "test_f1_macro: expected a number from 0 to 1, found 1.5" 's/"test_f1_macro": 0.90/"test_f1_macro": 1.5/'
 breaks negative-bytes "memory.reached_bytes: expected a whole number" 's/"reached_bytes": 1000000/"reached_bytes": -1/'
 breaks no-such-epoch "best_epoch: expected one of the epochs, found 3" 's/"best_epoch": 2/"best_epoch": 3/'
+good notes
+sed -i '2i "peftc_version": "9.8.7", "commit": "abc", "program_hash": "0123456789abcdef", "date": "2026-01-02T03:04:05Z", \
+  "processor": "Some CPU", "compute": "bf16", "gpu": "Some GPU", "driver": "1.2, CUDA 3.4",' "$tmp"/notes/*/seed42/run.json
+sed -i 's/abc/def/; s/2026-01-02/2026-01-03/' "$tmp/notes/qlora_r16/seed42/run.json"
+check "runs say where they come from" aggregate notes --out "$tmp/c.json"
+check "so does the comparison, and fits the schema" "$bin/schema" docs/comparison.schema.json "$tmp/c.json"
+about() { # TEXT...: the comparison's "about" has them
+    local text
+    sed -n '/^  "about": {/,/^  }/p' "$tmp/c.json" >"$tmp/part"
+    for text in "$@"; do grep -qF "$text" "$tmp/part" || { echo "no $text in:"; cat "$tmp/part"; return 1; }; done
+}
+check "what runs agree on, and what not" about '"commit": "several"' '"gpu": "Some GPU"' '"driver": "1.2, CUDA 3.4"' \
+    '"compute": "bf16"' '"peftc_version": "9.8.7"' '"date": "2026-01-03T03:04:05Z"'
+schema_refuses "schema: a date that is none" 's/"date": "2026-01-03T/"date": "Jan 3 /' "/about/date"
+mkdir "$tmp/notes/lora_r8/seed43" && cp "$tmp/notes/lora_r8/seed42/adapter.safetensors" "$tmp/notes/lora_r8/seed43/"
+sed 's/"seed": 42/"seed": 43/; s/"compute": "bf16"/"compute": "fp32"/' "$tmp/notes/lora_r8/seed42/run.json" \
+    >"$tmp/notes/lora_r8/seed43/run.json"
+says "seeds in float32 and in bf16" 1 "are not runs of one program" aggregate notes
+
+# The same runs as metrics/ keeps them: run.json only, in folders PROGRAM-SEED.
+good runs; fixture runs lora_r8 43 0.92; fixture runs odd-one 7 0.5
+sed -i '2i "saved_bytes": 1000, "base_bytes": 5000,' "$tmp"/runs/*/seed*/run.json
+sed -i 's/"saved_bytes": 1000/"saved_bytes": 50000/' "$tmp/runs/full_ft/seed42/run.json"
+check "runs with weights" aggregate runs --out "$tmp/c.json"
+for run in "$tmp"/runs/*/seed*; do
+    to=$tmp/flat/$(basename "${run%/*}")-${run##*seed}
+    mkdir -p "$to" && cp "$run/run.json" "$to/"
+done
+check "runs without them, in folders of their own" aggregate flat --out "$tmp/flat.json"
+check "give the same comparison" cmp "$tmp/c.json" "$tmp/flat.json"
+check "a name with a dash is a program" grep -q '^  "odd-one": {' "$tmp/flat.json"
+check "storage is computed from what the runs say" grep -q 'one base and 50 adapters take 0.1 MB (lora_r8)' "$tmp/flat.json"
+sed -i 's/"saved_bytes": 1000/"saved_bytes": -1/' "$tmp/flat/lora_r8-43/run.json"
+says "a size below 0" 1 "saved_bytes: expected a whole number" aggregate flat
+kept() {
+    local file
+    for file in metrics/*/comparison.json; do
+        "$bin/schema" docs/comparison.schema.json "$file" && "$bin/compare" "${file%/*}" --out "$tmp/kept.json" --replace &&
+            cmp "$tmp/kept.json" "$file" || return 1
+    done
+}
+check "committed comparisons are what their runs say" kept
+
 good noweights; rm "$tmp/noweights/lora_r8/seed42/adapter.safetensors"
 says "a run without weights" 1 "holds no trained weights" aggregate noweights
 good base; echo '{"version": 1, "f1_macro": 2}' >"$tmp/base/baseline.json"
@@ -201,9 +245,30 @@ says "a label that is no number" 1 "test.tsv:130" env DATA="$tmp/baddata" RUNS="
 
 check "two seeds are trained and compared" tools/compare.sh
 check "comparison.json of real runs fits the schema" "$bin/schema" docs/comparison.schema.json "$tmp/made/comparison.json"
+origin() {
+    local run=$tmp/made/lora_r8/seed1/run.json hash
+    hash=$(sed -n 's/^ *\.hash = 0x\([0-9a-f]*\)u,$/\1/p' "$tmp/made/lora_r8/program.c")
+    cat "$run"
+    [ -n "$hash" ] && grep -qF "\"program_hash\": \"$hash\"" "$run" && grep -qF "\"commit\": \"$(cat "$bin/commit")\"" "$run" &&
+        grep -qE '"date": "20[0-9]{2}-[0-9]{2}-[0-9]{2}T[0-9:]{8}Z"' "$run" && grep -qE '"processor": ".+"' "$run" &&
+        grep -qE '"peftc_version": "[0-9.]+"' "$run" && grep -qF '"compute": "fp32"' "$run" && ! grep -q '"gpu"' "$run" &&
+        grep -qF "\"saved_bytes\": $(cat "${run%/*}"/*.safetensors | wc -c)," "$run" &&
+        grep -qF "\"base_bytes\": $(cat examples/base/*.safetensors | wc -c)," "$run"
+}
+check "run.json says where it comes from" origin
+check "the metrics do not" bash -c "! grep -rlE 'commit|processor|20[0-9]{2}-[0-9]{2}-' '$tmp'/made/lora_r8/seed1/metrics.*"
+commit_of() { # GIT_DIR: the commit that the makefile finds
+    env -u MAKEFLAGS -u MAKELEVEL GIT_DIR="$1" make -s BUILD="$tmp/commit" "$tmp/commit/commit" && cat "$tmp/commit/commit"
+}
+outside() { # and the file is left alone while the commit is the same
+    [ "$(commit_of /nowhere)" = unknown ] && touch -d @1 "$tmp/commit/commit" && [ "$(commit_of /nowhere)" = unknown ] &&
+        [ "$(stat -c %Y "$tmp/commit/commit")" = 1 ]
+}
+check "outside a checkout the commit is unknown" outside
 kept_metrics() { METRICS=$tmp/metrics tools/compare.sh && cmp "$tmp/metrics/comparison.json" "$tmp/made/comparison.json" &&
+    "$bin/compare" "$tmp/metrics" --out "$tmp/again.json" && cmp "$tmp/again.json" "$tmp/metrics/comparison.json" &&
     cmp "$tmp/metrics/lora_r8/seed2/metrics.csv" "$tmp/made/lora_r8/seed2/metrics.csv"; }
-check "METRICS=DIR gets the metrics of every run" kept_metrics
+check "METRICS=DIR gets the metrics of every run, enough to compare them again" kept_metrics
 sum=$(cksum "$tmp"/made/lora_r8/seed*/run.json)
 says "finished runs are kept" 0 "finished before, kept: $tmp/made/lora_r8/seed2" tools/compare.sh
 check "untouched" test "$sum" = "$(cksum "$tmp"/made/lora_r8/seed*/run.json)"
@@ -222,7 +287,7 @@ stopped() { # SIGNAL EXIT-CODE TEXT SEED
     pid=$!
     set +m
     while [ ! -e "$dir/checkpoint" ] && kill -0 $pid 2>/dev/null && [ $((n++)) -lt 600 ]; do sleep 0.1; done
-    run=$(pgrep -g $pid -f -- "--out $dir")
+    run=$(grep -lzxF -- "$dir" /proc/[0-9]*/cmdline 2>/dev/null | cut -d/ -f3)
     if [ "$1" = INT ]; then kill -INT -- -$pid; else kill -"$1" $run; fi
     wait $pid
     local rc=$?
@@ -236,6 +301,124 @@ check "killed: says how to go on" stopped KILL 1 "failed with exit code 137" 6
 check "both go on and are compared" env SEEDS=5,6 timeout 100 tools/compare.sh
 whole() { for s in 5 6; do [ "$(grep -c '"epoch"' "$RUNS/lora_r8/seed$s/metrics.jsonl")" = 60 ] || return 1; done; }
 check "with every epoch once" whole
+
+# ---- on a terminal ----
+
+# What a terminal of WIDTH columns shows at the end of a stream; fails when a mode was changed.
+cat >"$tmp/screen" <<'P'
+use strict;
+my ($width, @row) = (shift, "");
+my ($y, $x, $text) = (0, 0, do { local $/; <STDIN> });
+while ($text =~ /\G(?:\e\[([?0-9;]*)([A-Za-z])|([^\e]))/gcs) {
+    my ($n, $command, $c) = ($1, $2, $3);
+    if (defined $c) {
+        if ($c eq "\r") { $x = 0 }
+        elsif ($c eq "\n") { $y++, $x = 0; $row[$y] //= "" }
+        else {
+            if ($x == $width) { $y++, $x = 0; $row[$y] //= "" }
+            $row[$y] .= " " x ($x - length $row[$y]) if length $row[$y] < $x;
+            substr($row[$y], $x++, 1) = $c;
+        }
+    }
+    elsif ($command eq "A") { $y -= $n; $y = 0 if $y < 0 }
+    elsif ($command eq "K") { $row[$y] = substr $row[$y], 0, $x }
+    elsif ($command eq "J") { $row[$y] = substr $row[$y], 0, $x; $#row = $y }
+    elsif ($command ne "m") { die "the terminal was told ESC [ $n$command" }
+}
+die "an escape that is none" if (pos($text) // 0) != length $text;
+s/ +$// for @row;
+print "$_\n" for @row;
+P
+
+# Runs a command on a terminal of so many columns and 24 rows. $tmp/stream gets what it was sent,
+# $tmp/shown what it shows at the end.
+on_terminal() { # COLUMNS COMMAND...
+    local columns=$1
+    shift
+    printf '%q ' "$@" >"$tmp/command"
+    TERM=xterm script -qec "stty cols $columns rows 24; . '$tmp/command'" /dev/null </dev/null >"$tmp/stream" 2>&1
+    local rc=$?
+    perl "$tmp/screen" "$columns" <"$tmp/stream" >"$tmp/shown" || return 1
+    cat "$tmp/shown"
+    return $rc
+}
+shows() { # LINE...: extended regular expressions, each of a whole line
+    local line
+    for line in "$@"; do grep -qxE -- "$line" "$tmp/shown" || { echo "no '$line' in:"; cat "$tmp/shown"; return 1; }; done
+}
+lacks() { ! grep -qE -- "$2" "$tmp/$1"; } # FILE PATTERN
+inside() { # COLUMNS: the table is there, and no line of it reaches the edge
+    sed -n '/^full_ft  *[0-9#]/,$p' "$tmp/shown" | awk -v w="$1" 'length >= w {print; bad = 1} END {exit bad || NR < 4}'
+}
+
+if ! script -qec true /dev/null </dev/null >/dev/null 2>&1 || ! command -v perl >/dev/null; then
+    echo "skip the table on a terminal: needs script and perl"
+else
+    good live
+    cat >"$tmp/said" <<'T'
+[1/3] full_ft, seed 42, fit.lr=2e-5
+memory: 21.1 MB planned for the worst batch (424 tokens; lower bound 21.1 MB)
+full_ft epoch 1/2: 94/188 | loss 0.6931 | lr 1.00e-05 | 1,234 tokens/s | 0:12 left
+validation: 32/1000 | evaluating | 0:01 left
+epoch 1: train loss 0.5000, validation loss 0.4000, macro F1 0.8123, accuracy 0.8123, 6.0 s, 1234 tokens/s, best so far
+[2/3] lora_r8, seed 7, fit.lr=1e-4
+make compare: lora_r8, seed 7 failed with exit code 1; finished runs are kept, the same command tries it again
+[3/3] qlora_r16, seed 1, fit.lr=1e-4
+qlora_r16 epoch 1/2: 94/188 | loss 1.2345 | lr 1.00e-05 | 12,345 tokens/s | 1:02:03 left
+T
+    filter() { # COLUMNS [SETTING]...: the table of what was said
+        on_terminal "$1" env "${@:2}" bash -c '"$0" "$1" full_ft/42 lora_r8/7 qlora_r16/1 <"$2"' "$bin/live" "$tmp/live" "$tmp/said"
+    }
+    check "the table on 80 columns" filter 80
+    check "a finished run has the numbers of its run.json" shows 'full_ft +#+ 100% +done 0\.3000 0\.9500 +100\.0 +33'
+    check "a failed one says so" shows 'lora_r8 +\.+ +0% +failed'
+    check "one that only stopped, too" shows 'qlora_r16 +#+\.+ +25% +stopped 1\.2345 +12,345'
+    check "progress moves the table" lacks shown ' left$'
+    check "the rest is printed above it" shows 'memory: 21\.1 MB planned .*' 'make compare: lora_r8, seed 7 failed .*'
+    check "the table is there once" test "$(grep -c ' tokens/s$' "$tmp/shown")" = 1
+    check "in colour" grep -q $'\033\\[31m' "$tmp/stream"
+    check "60 columns and NO_COLOR" filter 60 NO_COLOR=1
+    check "without colour" lacks stream $'\033\\[[0-9]*m'
+    check "every column fits" shows 'full_ft +100% +done 0\.3000 0\.9500 +100\.0 +33'
+    check "no line reaches the edge" inside 60
+    check "20 columns" filter 20
+    check "no line reaches that edge" inside 20
+    for i in {1..60}; do echo "[$i/99] p, seed $i"; done >"$tmp/said"
+    check "99 runs" on_terminal 80 bash -c '"$0" "$1" p/{1..99} <"$2"' "$bin/live" "$tmp/live" "$tmp/said"
+    check "as many as fit, around the current one" test "$(grep -c '^p [0-9]* ' "$tmp/shown"; grep -c '^p 60 ' "$tmp/shown")" = $'20\n1'
+    says "the table of nothing" 2 "usage: live" "$bin/live" "$tmp/live"
+    { head -c 20000 /dev/zero | tr '\0' x; printf '\n\0\n[99/3] x\n[2/3]\n[1/3] a\na epoch 0/0: 1/0 | loss x | 0:00 left\n[2/3]'; } >"$tmp/said"
+    check "lines too long, without sense or without an end" filter 80
+
+    export RUNS=$tmp/made EPOCHS=1
+    check "make compare on a terminal" on_terminal 60 env AGAIN=1 tools/compare.sh
+    check "a row a run, all done" shows 'lora_r8 1 +100% +done .*' 'lora_r8 2 +100% +done .*' '2 of 2 done, .*'
+    plain() { tools/compare.sh >"$tmp/stream" 2>&1 && grep -q 'finished before' "$tmp/stream" && lacks stream $'\033'; }
+    check "elsewhere there are plain lines" plain
+
+    # Ctrl-C, typed: the run stops with its checkpoint, the terminal is as it was.
+    typed() {
+        local n=0 dir=$tmp/stop/lora_r8/seed8 session
+        mkfifo "$tmp/keys" || return 1
+        cat >"$tmp/command" <<C
+stty cols 80 rows 24; stty -a >"$tmp/before"
+SEEDS=8 EPOCHS=60 RUNS="$tmp/stop" tools/compare.sh; echo \$? >"$tmp/rc"
+stty -a >"$tmp/after"
+C
+        TERM=xterm script -qec ". '$tmp/command'" /dev/null <"$tmp/keys" >"$tmp/stream" 2>&1 &
+        session=$!
+        exec 9>"$tmp/keys"
+        while [ ! -e "$dir/checkpoint" ] && [ $((n++)) -lt 600 ]; do sleep 0.1; done
+        printf '\003' >&9
+        wait $session
+        exec 9>&-
+        perl "$tmp/screen" 80 <"$tmp/stream" >"$tmp/shown" || return 1
+        cat "$tmp/shown"
+        [ "$(cat "$tmp/rc")" = 130 ] && cmp "$tmp/before" "$tmp/after" && [ -e "$dir/checkpoint" ] && [ ! -e "$dir/run.json" ]
+    }
+    check "Ctrl-C stops it and leaves the terminal as it was" typed
+    check "the table says how far it came" shows 'lora_r8 .* +[0-9]+% +stopped .*' '0 of 1 done, .*' 'make compare: interrupted.*'
+fi
 
 if mkdir "$tmp/full" && mount -t tmpfs -o size=256k tmpfs "$tmp/full" 2>/dev/null; then
     says "a full disk" 1 "No space left" env RUNS="$tmp/full" METRICS="$tmp/metrics2" SEEDS=1 tools/compare.sh

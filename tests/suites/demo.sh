@@ -158,8 +158,14 @@ ask '{"text": "die"}' >"$tmp/answer"
 check "one that dies is told" said lora_r8 'the trained program ended'
 ask '{"text": "good"}' >"$tmp/answer"
 check "and started again" json 'len(d["models"]) == 2 and all(m["label"] == 1 for m in d["models"])' <"$tmp/answer"
-children() { pgrep -P "$server" -f 'run predict' | wc -l; }
-check "one child for each model" [ "$(children)" = 2 ]
+children() { # numbers of the server's processes that predict
+    local p
+    for p in $(grep -lzx predict /proc/[0-9]*/cmdline 2>/dev/null); do
+        p=${p%/cmdline}
+        if grep -q "^PPid:[[:space:]]*$server\$" "$p/status" 2>/dev/null; then echo "${p#/proc/}"; fi
+    done
+}
+check "one child for each model" [ "$(children | wc -l)" = 2 ]
 
 # ---- what it refuses ----
 
@@ -254,7 +260,7 @@ check "one that sends its body slowly" wait $b
 wait $c
 check "after 200 idle connections others are served" alive
 check "at most 16 pages listen" hostile listeners
-pids=$(pgrep -P "$server" -f 'run predict')
+pids=$(children)
 check "it ends in good order" stop
 gone() { for p in $pids; do ! kill -0 "$p" 2>/dev/null || return 1; done; }
 check "its children are gone" gone

@@ -29,7 +29,7 @@ says() { # NAME TEXT COMMAND...: exits with 1, and stderr is one line that has t
 run() { # SEED FACTOR: two epochs; their losses are 0.5 and 0.25, and 0.4 and none, times FACTOR
     awk -v s="$1" -v k="$2" 'BEGIN { printf "{\"seed\": %d, \"f1_macro\": 0.9, \"accuracy\": 0.9, \"loss\": 0.3,\n" \
         "\"val_f1_macro\": 0.9, \"best_epoch\": 2, \"total_time_s\": 7, \"date\": \"2026-11-24T10:00:00Z\", \"commit\": \"abc\",\n" \
-        "\"processor\": \"Some CPU\", \"epochs\": [\n" \
+        "\"processor\": \"Some CPU\", \"gpu\": \"\", \"driver\": \"\", \"peftc_version\": \"0.1.0\", \"program_hash\": \"\", \"epochs\": [\n" \
         "{\"epoch\": 1, \"train_loss\": %.9g, \"val_loss\": %.9g, \"val_f1_macro\": 0.8, \"val_accuracy\": 0.8, \"tokens\": 9, \"seconds\": %.9g},\n" \
         "{\"epoch\": 2, \"train_loss\": %.9g, \"val_loss\": null, \"val_f1_macro\": 0.9, \"val_accuracy\": 0.9, \"tokens\": 9, \"seconds\": %.9g}]}",
         s, k * 0.5, k * 0.4, k * 2, k * 0.25, k * 4 }'
@@ -41,7 +41,7 @@ method() { # KEY F1 PARAMETERS MB RUN...: memory is 100, 10, 20, 30, 40, 5, 1 an
     [ $# = 1 ] || spread=0.0125
     cat <<J
 "$key": {"trainable_params": $parameters, "f1_macro": $f1, "peak_vram_gb": 0.0$mb, "epoch_time_s": 3.25,
-"total_params": 4000000, "trainable_percent": 12.5, "device": "cpu", "seeds": [42], "f1_macro_spread": $spread,
+"total_params": 4000000, "trainable_percent": 12.5, "device": "cpu", "compute": "fp32", "driver_bytes": null, "seeds": [42], "f1_macro_spread": $spread,
 "f1_macro_noise": 0.0075, "val_f1_macro": 0.9, "accuracy": 0.9, "epoch_time_spread_s": 0.75,
 "planned_bytes": ${mb}000000, "reached_bytes": ${mb}000000, "lower_bound_bytes": 900,
 "memory_bytes": {"weights": 100, "gradients": 10, "optimizer": 20, "activations": 30, "backward": 40, "workspace": 5, "inputs": 1},
@@ -56,6 +56,7 @@ rest() { # DEVICE
 "train_rows": 10, "test_rows": 400, "val_f1_macro": 0.6, "f1_macro": 0.6125, "accuracy": 0.6},
 "takeaways": ["lora_r8 against full_ft: a <sentence> of this | run."],
 "about": {"version": 1, "base": "some/base", "data": "some/data", "test_rows": 1234, "device": "$1",
+"compute": "fp32", "processor": "Some CPU", "gpu": "$([ "$1" = cpu ] || echo "$1")", "driver": "", "peftc_version": "0.1.0",
 "date": "2026-11-24T10:00:00Z", "commit": "abc", "base_bytes": 5}}
 J
 }
@@ -95,6 +96,14 @@ check "table: the cells" line table $'lora_r8\t16,642\t12.50\t0.9125 ± 0.0125\t
 check "table: the baseline" line table $'bag of words\t970\t\t0.6125\t\t\t'
 check "Markdown: the same row" grep -qF '| lora_r8 | 16,642 | 12.50 | 0.9125 ± 0.0125 | 40.0 | 3.25 ± 0.75 | 2.50 |' "$tmp/data/table.md"
 check "Markdown: takeaways are escaped" grep -qF '* lora_r8 against full_ft: a &lt;sentence> of this \| run.' "$tmp/data/table.md"
+check "points at one place are moved apart: lora_r16 and qlora" test "$(grep -o '(\$2\*10\*\*[0-9.]*)' "$tmp/data/quality.gp" |
+    sort -u | wc -l)" = 2
+check "and the picture says so" grep -q 'points that would touch are moved right' "$tmp/data/quality.gp"
+check "whiskers of several seeds are explained" grep -q 'one sample deviation over seeds' "$tmp/data/curves.gp"
+mkdir "$tmp/committed"
+committed() { "$bin/figures" "metrics/$1/comparison.json" "$tmp/committed" && cmp "$tmp/committed/table.md" "$2/table.md"; }
+check "committed figures are of the committed comparison" committed embedded figures
+check "those of MiniLM, too" committed minilm_sst2_h100 figures/minilm_sst2_h100
 check "small type: device, date, data" grep -q 'device cpu, Some CPU, avx2, 2 threads; 2026-11-24T10:00:00Z' "$tmp/data/table.md"
 
 # ---- pictures ----
@@ -145,8 +154,10 @@ sums "$tmp/good" >"$tmp/sums"
 quiet "$tmp/good.json" "$tmp/good" >"$tmp/log"
 check "drawn twice: the same bytes" test "$(sums "$tmp/good")" = "$(cat "$tmp/sums")"
 
-{ echo '{'; method full_ft 0.95 4000000 8000 "$one"; method qlora 0.93 33026 4000 "$one"; rest 'Some GPU'; } >"$tmp/gpu.json"
+{ echo '{'; method full_ft 0.95 4000000 8000 "$one"; method qlora 0.93 33026 4000 "$one"; rest cuda; } |
+    sed 's/"compute": "fp32", "processor"/"compute": "bf16", "processor"/; s/"gpu": "cuda", "driver": ""/"gpu": "Some GPU", "driver": "1.2"/' >"$tmp/gpu.json"
 good_pictures "a GPU" "$tmp/gpu.json" gpu
+check "small type: GPU, how it computed" grep -q 'device cuda, Some GPU, driver 1.2, bf16; 2026' "$tmp/gpu/table.md"
 check "on a GPU it is VRAM, in GB" grep -q 'VRAM (GB' "$tmp/gpu/memory.svg"
 
 # One method, one epoch of no time, no loss, scores of 0 and 1.

@@ -1,6 +1,6 @@
 /* Compiles a program's CUDA kernels as the runtime would, without a GPU:
  *
- *   nvrtc SM FILE      SM: 80, 90, ...; FILE: what peftc --emit cuda wrote
+ *   nvrtc SM FILE [OPTION...]    SM: 80, 90, ...; FILE: what peftc --emit cuda wrote
  *
  * Exit code 77 when NVRTC is not to be had. */
 #include "runtime/cuda/module.h"
@@ -26,7 +26,7 @@ static char *read_all(const char *path) {
 int main(int argc, char **argv) {
     PeftError err = {{0}, 0};
     CudaApi *api;
-    if (argc != 3) return 2;
+    if (argc < 3) return 2;
     int sm = atoi(argv[1]);
     if (!cuda_api_open_compiler(&api, &err)) {
         fprintf(stderr, "%s\n", err.msg);
@@ -36,7 +36,8 @@ int main(int argc, char **argv) {
     size_t n, size = strlen(cuda_text) + strlen(kernels) + 1;
     char *source = malloc(size);
     snprintf(source, size, "%s%s", cuda_text, kernels);
-    bool ok = cuda_compile(api, source, argv[2], sm / 10, sm % 10, NULL, 0, &cubin, &n, &err);
+    bool ok = cuda_compile(api, source, argv[2], sm / 10, sm % 10,
+                           (const char *const *)argv + 3, argc - 3, &cubin, &n, &err);
     if (ok)
         printf("%s sm_%d: %zu bytes\n", argv[2], sm, n);
     else

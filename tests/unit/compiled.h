@@ -197,7 +197,8 @@ static inline void open_exec(Exec *x, const Compiled *c, const Bindings *b, Peft
     memcpy(sym, b->env.sym, sizeof sym);
     sym[PEFT_SYM_L] = sym[PEFT_SYM_T];
     sym[PEFT_SYM_P] = threads;
-    if (!exec_open(x, c->program, 1u << fn, DEVICE_CPU, threads, sym, sym, 0, &err))
+    sym[PEFT_SYM_W] = sizeof(float);
+    if (!exec_open(x, c->program, 1u << fn, DEVICE_CPU, COMPUTE_FP32, threads, sym, sym, 0, &err))
         fail_msg("%s", err.msg);
     fill_arena(x, c->g, b);
     if (!exec_run(x, fn, sym, &err)) fail_msg("%s", err.msg);

@@ -42,6 +42,7 @@ struct Fiber {
     const char *where;  /* it waits */
     uint32_t mask;      /* lanes that it waits for */
     uint64_t posted[2]; /* values of the last two warp operations: a lane is at most one ahead */
+    uint32_t operands[2][6];
     unsigned turn;
     std::unique_ptr<char[]> stack;
     void *fake_stack; /* of the address sanitizer */
@@ -264,6 +265,42 @@ inline unsigned lane() {
     return machine().running->thread.x & 31;
 }
 
+/* What the 32 lanes of a warp brought to a tensor core's product: four registers of A, two of B. */
+struct Operands {
+    const uint32_t *of[32];
+    const uint32_t *a(unsigned l) const { return of[l]; }
+    const uint32_t *b(unsigned l) const { return of[l] + 4; }
+};
+
+inline Operands exchange(const uint32_t *a, const uint32_t *b, const char *where) {
+    Machine &m = machine();
+    Fiber *f = m.running;
+    const unsigned turn = f->turn++ & 1, first = f->thread.x & ~31u;
+    std::copy(a, a + 4, f->operands[turn]);
+    std::copy(b, b + 2, f->operands[turn] + 4);
+    wait_at(AT_WARP, 0xffffffffu, where);
+    Operands all;
+    for (unsigned l = 0; l < 32; l++) all.of[l] = m.fiber[first + l].operands[turn];
+    return all;
+}
+
+inline float float_of(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* This lane's part of c [16, 8] += a [16, depth] b [depth, 8]; a(row, k) and b(column, k) are
+ * elements. */
+template <typename A, typename B> void product(float *c, unsigned depth, A a, B b) {
+    for (unsigned i = 0; i < 4; i++) {
+        const unsigned row = lane() / 4 + i / 2 * 8, column = lane() % 4 * 2 + i % 2;
+        double sum = c[i];
+        for (unsigned k = 0; k < depth; k++) sum += (double)a(row, k) * (double)b(column, k);
+        c[i] = (float)sum;
+    }
+}
+
 /* A product that the compiler cannot contract with what follows. */
 inline float rounded(float x) {
     volatile float v = x;
@@ -281,7 +318,7 @@ inline float rounded(float x) {
 #define __device__
 #define __global__
 #define __forceinline__ inline
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __shared__ EMULATED_SHARED
 #define threadIdx  (cuda_emulator::machine().running->thread)
 #define blockIdx   (cuda_emulator::machine().block)
@@ -299,6 +336,13 @@ inline float rounded(float x) {
 #define __shfl_down_sync(mask, x, by) \
     cuda_emulator::shuffle(mask, x, cuda_emulator::lane() + (by), EMULATOR_HERE)
 
+/* Vectors lie over arrays of other types. */
+struct __attribute__((may_alias, aligned(16))) uint4 {
+    uint32_t x, y, z, w;
+};
+static inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
+    return {x, y, z, w};
+}
 struct float4 {
     float x, y, z, w;
 };
@@ -330,6 +374,14 @@ static inline float __int_as_float(int i) {
     memcpy(&x, &i, sizeof x);
     return x;
 }
+static inline uint32_t __float_as_uint(float x) {
+    uint32_t i;
+    memcpy(&i, &x, sizeof i);
+    return i;
+}
+static inline float __uint_as_float(uint32_t i) {
+    return cuda_emulator::float_of(i);
+}
 static inline float __fmul_rn(float a, float b) {
     return cuda_emulator::rounded(a * b);
 }
@@ -344,6 +396,35 @@ static inline uint32_t __umulhi(uint32_t a, uint32_t b) {
 }
 static inline int __clz(int x) {
     return x ? __builtin_clz((unsigned)x) : 32;
+}
+
+/* ---- the tensor cores' products that templates.cu uses, with PTX's layout of the operands ---- */
+
+static inline void mma_bf16(float *c, const uint32_t *a, const uint32_t *b) {
+    const cuda_emulator::Operands all = cuda_emulator::exchange(a, b, "mma_bf16");
+    const auto half = [](uint32_t pair, unsigned k) {
+        return cuda_emulator::float_of(k % 2 ? pair & 0xffff0000u : pair << 16);
+    };
+    cuda_emulator::product(
+        c, 16,
+        [&](unsigned row, unsigned k) {
+            return half(all.a(row % 8 * 4 + k % 8 / 2)[row / 8 + k / 8 * 2], k);
+        },
+        [&](unsigned column, unsigned k) {
+            return half(all.b(column * 4 + k % 8 / 2)[k / 8], k);
+        });
+}
+
+/* The lower 13 bits of an operand do not exist. */
+static inline void mma_tf32(float *c, const uint32_t *a, const uint32_t *b) {
+    const cuda_emulator::Operands all = cuda_emulator::exchange(a, b, "mma_tf32");
+    const auto value = [](uint32_t bits) { return cuda_emulator::float_of(bits & 0xffffe000u); };
+    cuda_emulator::product(
+        c, 8,
+        [&](unsigned row, unsigned k) {
+            return value(all.a(row % 8 * 4 + k % 4)[row / 8 + k / 4 * 2]);
+        },
+        [&](unsigned column, unsigned k) { return value(all.b(column * 4 + k % 4)[k / 4]); });
 }
 
 #endif

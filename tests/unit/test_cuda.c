@@ -26,12 +26,13 @@ static const char *const nvrtc_symbols[] = {CUDA_NVRTC_API(X) NULL};
 static const char *const cublaslt_symbols[] = {CUDA_CUBLASLT_API(X) NULL};
 #undef X
 
-/* A second GPU, of compute capability 7.5, when COUNT is 2. */
+/* When COUNT is 2 the GPU that is not FIRST has compute capability 7.5. */
 static const char driver_source[] =
     "#include <stddef.h>\n#include <string.h>\n"
     "#ifndef VERSION\n#define VERSION 12040\n#endif\n#ifndef INIT\n#define INIT 0\n#endif\n"
     "#ifndef COUNT\n#define COUNT 1\n#endif\n#ifndef RETAIN\n#define RETAIN 0\n#endif\n"
-    "#ifndef MODE\n#define MODE 0\n#endif\n"
+    "#ifndef MODE\n#define MODE 0\n#endif\n#ifndef FIRST\n#define FIRST 0\n#endif\n"
+    "#define SMALL(d) (COUNT == 2 && (d) != FIRST)\n"
     "int cuInit(unsigned f) { (void)f; return INIT; }\n"
     "int cuDriverGetVersion(int *v) { *v = VERSION; return 0; }\n"
     "int cuGetErrorName(int c, const char **t) { *t = c == 2 ? \"CUDA_ERROR_OUT_OF_MEMORY\" : "
@@ -40,12 +41,12 @@ static const char driver_source[] =
     "return 0; }\n"
     "int cuDeviceGetCount(int *n) { *n = COUNT; return 0; }\n"
     "int cuDeviceGet(int *d, int i) { *d = i; return i < COUNT ? 0 : 101; }\n"
-    "int cuDeviceGetName(char *t, int n, int d) { strncpy(t, d ? \"Small\\t\\\"GPU\\\"\" : "
+    "int cuDeviceGetName(char *t, int n, int d) { strncpy(t, SMALL(d) ? \"Small\\t\\\"GPU\\\"\" : "
     "\"Large GPU\", n); return 0; }\n"
-    "int cuDeviceGetAttribute(int *v, int a, int d) { *v = a == 75 ? (d ? 7 : 9) : a == 76 ? "
-    "(d ? 5 : 0) : a == 20 ? MODE : 100 + a; return 0; }\n"
-    "int cuDeviceTotalMem_v2(size_t *n, int d) { *n = d ? 4000000000 : 80000000000; return 0; }\n"
-    "int cuDevicePrimaryCtxRetain(void **c, int d) { *c = d ? 0 : t_(); return RETAIN; }\n"
+    "int cuDeviceGetAttribute(int *v, int a, int d) { *v = a == 75 ? (SMALL(d) ? 7 : 9) : a == 76 ? "
+    "(SMALL(d) ? 5 : 0) : a == 20 ? MODE : 100 + a; return 0; }\n"
+    "int cuDeviceTotalMem_v2(size_t *n, int d) { *n = SMALL(d) ? 4000000000 : 80000000000; return 0; }\n"
+    "int cuDevicePrimaryCtxRetain(void **c, int d) { (void)d; *c = t_(); return RETAIN; }\n"
     "int cuMemGetInfo_v2(size_t *f, size_t *t) { *f = 70000000000; *t = 80000000000; return 0; }\n";
 static const char nvrtc_source[] =
     "#ifndef MAJOR\n#define MAJOR 12\n#endif\n"
@@ -91,14 +92,23 @@ static void build_cublaslt(const char *dir, const char *file, const char *define
     build_library(dir, file, cublaslt_symbols, cublaslt_source, defines, NULL);
 }
 
+/* All three libraries, as a program without GPU code of its own needs them. */
+static bool open_all(CudaApi **api, PeftError *err) {
+    if (!cuda_api_open(api, err)) return false;
+    if (cuda_api_need_compiler(*api, err)) return true;
+    cuda_api_close(*api);
+    *api = NULL;
+    return false;
+}
+
 /* Opening fails and says all of this. */
-#define assert_refused(...)                        \
-    do {                                           \
-        CudaApi *api_;                             \
-        PeftError err_ = {0};                      \
-        assert_false(cuda_api_open(&api_, &err_)); \
-        assert_null(api_);                         \
-        assert_message(&err_, __VA_ARGS__, NULL);  \
+#define assert_refused(...)                       \
+    do {                                          \
+        CudaApi *api_;                            \
+        PeftError err_ = {0};                     \
+        assert_false(open_all(&api_, &err_));     \
+        assert_null(api_);                        \
+        assert_message(&err_, __VA_ARGS__, NULL); \
     } while (0)
 
 /* ---- what is missing is named ---- */
@@ -137,10 +147,16 @@ static void test_driver_cannot_be_used(void **state) {
 static void test_toolkit_missing(void **state) {
     (void)state;
     const char *dir = build_driver("bare12", "", NULL);
-    assert_refused("no NVRTC", "libnvrtc.so.12", "nvidia-cuda-nvrtc-cu12", LIBS);
-    build_nvrtc(dir, "libnvrtc.so.12", "");
     assert_refused("no cuBLASLt", "libcublasLt.so.12", "nvidia-cublas-cu12", LIBS);
-    build_driver("bare13", "-DVERSION=13000", NULL);
+    build_cublaslt(dir, "libcublasLt.so.12", "");
+    assert_refused("no NVRTC", "libnvrtc.so.12", "nvidia-cuda-nvrtc-cu12", LIBS);
+    CudaApi *api;
+    PeftError err = {0};
+    if (!cuda_api_open(&api, &err)) fail_msg("%s", err.msg); /* without NVRTC */
+    assert_int_equal(api->nvrtc_major, 0);
+    cuda_api_close(api);
+    dir = build_driver("bare13", "-DVERSION=13000", NULL);
+    build_cublaslt(dir, "libcublasLt.so.13", "-DBLAS=130000");
     assert_refused("no NVRTC", "libnvrtc.so.13", "package nvidia-cuda-nvrtc,");
 }
 
@@ -149,14 +165,14 @@ static void test_versions_must_fit(void **state) {
     const char *dir = build_driver("mixed", "", NULL);
     build_nvrtc(dir, "libnvrtc.so.13", "-DMAJOR=13"); /* passed over with this driver */
     build_nvrtc(dir, "libnvrtc.so", "-DMAJOR=13");
-    assert_refused("NVRTC is version 13.3", "driver is for CUDA 12.4", "nvidia-cuda-nvrtc-cu12");
-    build_nvrtc(dir, "libnvrtc.so.12", "");
     build_cublaslt(dir, "libcublasLt.so", "-DBLAS=110900");
     assert_refused("cuBLASLt is version 11.9", "12.0 or later");
     build_cublaslt(dir, "libcublasLt.so.12", "");
+    assert_refused("NVRTC is version 13.3", "driver is for CUDA 12.4", "nvidia-cuda-nvrtc-cu12");
+    build_nvrtc(dir, "libnvrtc.so.12", "");
     CudaApi *api;
     PeftError err = {0};
-    if (!cuda_api_open(&api, &err)) fail_msg("%s", err.msg);
+    if (!open_all(&api, &err)) fail_msg("%s", err.msg);
     assert_int_equal(api->driver_version, 12040);
     assert_int_equal(api->nvrtc_major, 12);
     assert_int_equal(api->nvrtc_minor, 3);
@@ -194,7 +210,7 @@ static CudaApi *open_fake(const char *name, const char *defines) {
     build_cublaslt(dir, "libcublasLt.so.12", "");
     CudaApi *api;
     PeftError err = {0};
-    if (!cuda_api_open(&api, &err)) fail_msg("%s", err.msg);
+    if (!open_all(&api, &err)) fail_msg("%s", err.msg);
     return api;
 }
 
@@ -220,6 +236,24 @@ static void test_devices(void **state) {
     err = (PeftError){0};
     assert_false(cuda_device_open(api, 2, &d, &err));
     assert_message(&err, "cuDeviceGet", "101", NULL);
+    cuda_api_close(api);
+}
+
+/* A GPU that cannot be used is passed over; when none can, the first one's reason counts. */
+static void test_first_usable_device(void **state) {
+    (void)state;
+    CudaApi *api = open_fake("second", "-DCOUNT=2 -DFIRST=1");
+    CudaDevice d;
+    PeftError err = {0};
+    if (!cuda_device_open_first(api, &d, &err)) fail_msg("%s", err.msg);
+    assert_int_equal(d.index, 1);
+    assert_string_equal(err.msg, "");
+    cuda_device_close(api, &d);
+    cuda_api_close(api);
+    api = open_fake("neither", "-DCOUNT=2 -DRETAIN=2");
+    assert_false(cuda_device_open_first(api, &d, &err));
+    assert_message(&err, "cuDevicePrimaryCtxRetain", "out of memory", NULL);
+    assert_int_equal(err.code, 3);
     cuda_api_close(api);
 }
 
@@ -307,7 +341,7 @@ static void test_real_libraries(void **state) {
     setenv(LIBS, libs, 1);
     CudaApi *api;
     PeftError err = {0};
-    if (!cuda_api_open(&api, &err)) {
+    if (!open_all(&api, &err)) {
         if (!strstr(err.msg, "cannot be opened")) fail_msg("%s", err.msg);
         print_message("skip: %s\n", err.msg);
         skip();
@@ -328,6 +362,7 @@ int main(void) {
         cmocka_unit_test(test_versions_must_fit),
         cmocka_unit_test(test_site_packages),
         cmocka_unit_test(test_devices),
+        cmocka_unit_test(test_first_usable_device),
         cmocka_unit_test(test_device_refused),
         cmocka_unit_test(test_devices_print),
         cmocka_unit_test(test_devices_print_without_toolkit),

@@ -31,7 +31,8 @@ static struct {
     CUdeviceptr workspace;
     size_t workspace_bytes;
     cublasStatus_t answer; /* of the heuristic */
-    cublasStatus_t launch;
+    cublasStatus_t launch, check;
+    size_t check_workspace; /* what an algorithm that is checked asks for */
 } lt;
 
 static cublasStatus_t lt_create(cublasLtHandle_t *h) {
@@ -116,7 +117,7 @@ static cublasStatus_t lt_destroy(cublasLtHandle_t h) {
     return CUBLAS_STATUS_SUCCESS;
 }
 
-/* Three algorithms, 10, 11 and 12, of which the second does not run. */
+/* Four algorithms, 10 to 13, of which the second does not run. */
 static cublasStatus_t lt_heuristic(cublasLtHandle_t h, cublasLtMatmulDesc_t desc,
                                    cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
                                    cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
@@ -129,12 +130,36 @@ static cublasStatus_t lt_heuristic(cublasLtHandle_t h, cublasLtMatmulDesc_t desc
     lt.heuristics++;
     *found = 0;
     if (lt.answer != CUBLAS_STATUS_SUCCESS) return lt.answer;
-    *found = 3;
-    for (int i = 0; i < 3; i++) {
+    *found = 4;
+    for (int i = 0; i < 4; i++) {
         results[i] = (cublasLtMatmulHeuristicResult_t){.algo.data = {10 + (uint64_t)i}};
         results[i].workspaceSize = p->workspace / 2;
         results[i].state = i == 1 ? CUBLAS_STATUS_NOT_SUPPORTED : CUBLAS_STATUS_SUCCESS;
     }
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+static cublasStatus_t lt_check(cublasLtHandle_t h, cublasLtMatmulDesc_t desc,
+                               cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
+                               cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
+                               const cublasLtMatmulAlgo_t *algo,
+                               cublasLtMatmulHeuristicResult_t *result) {
+    assert_true(h && desc && a && b && c == d);
+    *result = (cublasLtMatmulHeuristicResult_t){.algo = *algo, .state = lt.check};
+    result->workspaceSize = lt.check_workspace;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+/* The algorithms 12 and 13 have the same attributes; attribute 6 is one that it does not know. */
+static cublasStatus_t lt_attribute(const cublasLtMatmulAlgo_t *algo,
+                                   cublasLtMatmulAlgoConfigAttributes_t which, void *value,
+                                   size_t size, size_t *written) {
+    assert_int_equal(size, which >= CUBLASLT_ALGO_CONFIG_INNER_SHAPE_ID ? 2 : 4);
+    if (which == CUBLASLT_ALGO_CONFIG_STAGES_ID) return CUBLAS_STATUS_NOT_SUPPORTED;
+    uint32_t tile = algo->data[0] < 13 ? (uint32_t)algo->data[0] : 12;
+    uint32_t x = which == CUBLASLT_ALGO_CONFIG_TILE_ID ? tile : which;
+    memcpy(value, &x, size);
+    *written = size;
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -205,6 +230,8 @@ static const CudaApi api = {.cublaslt_version = 130100,
                             .cublasLtMatmulPreferenceDestroy = lt_preference_destroy,
                             .cublasLtMatmulPreferenceSetAttribute = lt_preference_set,
                             .cublasLtMatmulAlgoGetHeuristic = lt_heuristic,
+                            .cublasLtMatmulAlgoCheck = lt_check,
+                            .cublasLtMatmulAlgoConfigGetAttribute = lt_attribute,
                             .cublasLtMatmul = lt_matmul};
 
 static CudaGemm *gemm;
@@ -274,9 +301,10 @@ static void check(CudaMatmul x) {
         int64_t i = e / ldc, j = e % ldc;
         float expected = value_of(2, e);
         if (i < x.m && j < x.n) {
-            if (!x.accumulate) expected = 0;
+            if (!x.addend) expected = 0;
+            float scale = x.scale != 0 ? x.scale : 1;
             for (int64_t t = 0; t < x.k; t++)
-                expected += value_of(0, x.trans_a ? t * lda + i : i * lda + t) *
+                expected += scale * value_of(0, x.trans_a ? t * lda + i : i * lda + t) *
                             value_of(1, x.trans_b ? j * ldb + t : t * ldb + j);
         }
         if (!(stored(2, x.out, e) == expected))
@@ -291,7 +319,8 @@ static void test_row_major(void **state) {
         CudaMatmul x = product_of(3, 5, 7);
         x.trans_a = bits & 1;
         x.trans_b = bits & 2;
-        x.accumulate = bits & 4;
+        if (bits & 4) x.addend = x.c;
+        if (bits & 2) x.scale = 2;
         if (bits & 8) x.lda = 11, x.ldb = 9, x.ldc = 8;
         x.in = bits & 16 ? CUDA_GEMM_BF16 : CUDA_GEMM_F32;
         check(x);
@@ -303,6 +332,15 @@ static void test_row_major(void **state) {
     check(product_of(1, 1, 1));
     check(product_of(16, 1, 3));
     check(product_of(1, 16, 3));
+    /* a classifier's two classes, and its gradient */
+    for (int bits = 0; bits < 4; bits++) {
+        CudaMatmul x = product_of(6, bits & 1 ? 2 : 9, bits & 1 ? 9 : 2);
+        x.trans_b = bits & 1;
+        x.addend = x.c;
+        x.in = CUDA_GEMM_BF16;
+        x.out = bits & 2 ? CUDA_GEMM_BF16 : CUDA_GEMM_F32;
+        check(x);
+    }
 }
 
 static void test_result_is_not_read(void **state) {
@@ -326,7 +364,8 @@ static void test_plans_are_kept(void **state) {
     assert_non_null(plan);
     CudaMatmul same = base;
     same.ldc = 4; /* what 0 means */
-    same.accumulate = true;
+    same.addend = same.c;
+    same.scale = 3;
     same.c = 0;
     assert_ptr_equal(cuda_gemm_plan(gemm, &same, &err), plan);
     assert_int_equal(lt.heuristics, 1);
@@ -354,16 +393,68 @@ static void test_selection(void **state) {
     PeftError err = {0};
     CudaMatmul x = product_of(2, 3, 4);
     CudaGemmPlan *plan = cuda_gemm_plan(gemm, &x, &err);
-    assert_int_equal(cuda_gemm_candidates(plan), 2); /* one of the three was not usable */
+    assert_int_equal(cuda_gemm_shape(plan)->ldb, 3);
+    assert_int_equal(cuda_gemm_candidates(plan), 3); /* one of the four was not usable */
     assert_int_equal(cuda_gemm_selected(plan), 0);
     check(x);
     assert_int_equal(lt.algorithm, 10);
     cuda_gemm_select(plan, 1);
     check(x);
     assert_int_equal(lt.algorithm, 12);
-    cuda_gemm_select(plan, 2);
+    cuda_gemm_select(plan, 3);
     cuda_gemm_select(plan, -1);
     assert_int_equal(cuda_gemm_selected(plan), 1);
+    cuda_gemm_settle(plan);
+    assert_true(cuda_gemm_settled(plan));
+    cuda_gemm_select(plan, 2);
+    assert_int_equal(cuda_gemm_selected(plan), 1);
+}
+
+static void test_names(void **state) {
+    (void)state;
+    PeftError err = {0};
+    CudaMatmul x = product_of(2, 3, 4);
+    const CudaGemmPlan *plan = cuda_gemm_plan(gemm, &x, &err);
+    char name[3][CUDA_GEMM_NAME];
+    for (int i = 0; i < 3; i++) cuda_gemm_name(gemm, plan, i, name[i]);
+    assert_string_equal(name[0], "algo 0 tile a split 2 reduce 3 swizzle 4 variant 5 stages 0 "
+                                 "inner 7 cluster 8");
+    assert_string_equal(name[1], "algo 0 tile c split 2 reduce 3 swizzle 4 variant 5 stages 0 "
+                                 "inner 7 cluster 8");
+    assert_string_equal(name[2], "algo 0 tile c split 2 reduce 3 swizzle 4 variant 5 stages 0 "
+                                 "inner 7 cluster 8 #2");
+}
+
+/* Another size takes an algorithm over, with the workspace that it needs there, or keeps its own.
+ */
+static void test_adoption(void **state) {
+    (void)state;
+    PeftError err = {0};
+    CudaMatmul x = product_of(5, 3, 4), round = product_of(8, 3, 4);
+    x.workspace = round.workspace = address(scratch_memory);
+    x.workspace_bytes = round.workspace_bytes = 1024;
+    CudaGemmPlan *plan = cuda_gemm_plan(gemm, &x, &err), *like = cuda_gemm_plan(gemm, &round, &err);
+    cuda_gemm_select(like, 2);
+    lt.check = CUBLAS_STATUS_NOT_SUPPORTED;
+    cuda_gemm_adopt(gemm, plan, like);
+    assert_int_equal(cuda_gemm_selected(plan), 0);
+    lt.check = CUBLAS_STATUS_SUCCESS;
+    lt.check_workspace = 1024; /* does not fit wherever it begins */
+    cuda_gemm_adopt(gemm, plan, like);
+    assert_int_equal(cuda_gemm_selected(plan), 0);
+    cuda_gemm_adopt(gemm, like, like);
+    assert_int_equal(cuda_gemm_selected(like), 2);
+    lt.check_workspace = 512;
+    cuda_gemm_adopt(gemm, plan, like);
+    assert_int_equal(cuda_gemm_selected(plan), -1);
+    check(x);
+    assert_int_equal(lt.algorithm, 13);
+    assert_int_equal(lt.workspace_bytes, 512);
+    cuda_gemm_settle(plan);
+    cuda_gemm_select(like, 0);
+    cuda_gemm_adopt(gemm, plan, like);
+    check(x);
+    assert_int_equal(lt.algorithm, 13);
 }
 
 /* Wherever the workspace begins, the library gets an aligned part that lies within it. */
@@ -437,6 +528,8 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_result_is_not_read, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_plans_are_kept, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_selection, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_names, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_adoption, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_workspace, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_refused, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_library_failures, set_up, tear_down),

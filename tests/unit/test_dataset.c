@@ -108,6 +108,8 @@ static void quoted_text_round_trips(void **state) {
 
 #define H "sentence\tlabel\n"
 
+#define NAME_COLUMNS "; the first line must name the columns, with a tab between them"
+
 static const struct {
     DataFormat format;
     const char *bytes;
@@ -121,11 +123,11 @@ static const struct {
     {DATA_TSV, H, 0, "data: a header line and no rows"},
     {DATA_TSV, H "\n\n", 0, "data: a header line and no rows"},
     {DATA_TSV, "phrase\tclass\x01\t\xFF\nx\t1\n", 0,
-     "data:1: no column 'sentence' in the tab-separated header; found: phrase, class?, ?"},
+     "data:1: no column 'sentence' (or 'text') in the tab-separated header; found: phrase, class?, ?" NAME_COLUMNS},
     {DATA_TSV, "sentence,label\nx,1\n", 0,
-     "data:1: no column 'sentence' in the tab-separated header; found: sentence,label"},
+     "data:1: no column 'sentence' (or 'text') in the tab-separated header; found: sentence,label" NAME_COLUMNS},
     {DATA_TSV, "index\tsentence\n0\tx\n", 0,
-     "data:1: no column 'label' in the tab-separated header; found: index, sentence"},
+     "data:1: no column 'label' in the tab-separated header; found: index, sentence" NAME_COLUMNS},
     {DATA_TSV, H "a\t1\n\nonly this\n", 0, "data:4: the header has 2 columns, this row 1"},
     {DATA_TSV, H "a\tb\t1\n", 0, "data:2: the header has 2 columns, this row 3"},
     {DATA_TSV, H "a\t1.0\n", 0, "data:2: label '1.0' is not an integer from 0 to 9999"},
@@ -141,7 +143,8 @@ static const struct {
     {DATA_CSV, "", 0, "data: no rows; expected \"class\",\"title\",\"description\""},
     {DATA_CSV, "\n\n", 0, "data: no rows; expected \"class\",\"title\",\"description\""},
     {DATA_CSV, "Class Index,Title,Description\n", 0,
-     "data:1: class 'Class Index' is not an integer from 1 to 10000; this layout has no header line"},
+     "data:1: class 'Class Index' is not an integer from 1 to 10000; this layout has no header line,"
+     " one with a header is TSV"},
     {DATA_CSV, "1,a,b\n0,a,b\n", 0, "data:2: class '0' is not an integer from 1 to 10000"},
     {DATA_CSV, "1,a,b\n,a,b\n", 0, "data:2: class '' is not an integer from 1 to 10000"},
     {DATA_CSV, "1,\"a\nb\",c\n2.5,a,b\n", 0,

@@ -265,7 +265,7 @@ static void mixed_levels(void **state) {
 static void results_over_operands(void **state) {
     (void)state;
     Graph *g = graph_new();
-    Node *w = real(g, 6, 6), *p = real(g, DIM_T, 6), *q = real(g, DIM_T, 6);
+    Node *w = real(g, 16, 16), *p = real(g, DIM_T, 16), *q = real(g, DIM_T, 16);
     Node *x = nd_matmul(g, p, w, false, false), *y = nd_matmul(g, q, w, false, true);
     Node *sum = nd2(g, OP_ADD, nd1(g, OP_TANH, nd_sum(g, nd2(g, OP_MUL, x, y), 1)), y);
     Node *difference = nd2(g, OP_SUB, x, sum); /* reads x and y once more */
@@ -338,10 +338,10 @@ static char *train_bytes(const Compiled *c, const Bindings *b, int threads, size
     Exec x;
     open_exec(&x, c, b, PEFT_FN_TRAIN, threads);
     *n = 0;
-    for (int i = 0; i < c->program->nvar; i++) *n += (size_t)var_bytes(&c->program->var[i]);
+    for (int i = 0; i < c->program->nvar; i++) *n += (size_t)var_bytes(&x, i);
     char *all = malloc(*n), *at = all;
     for (int i = 0; i < c->program->nvar; i++) {
-        size_t bytes = (size_t)var_bytes(&c->program->var[i]);
+        size_t bytes = (size_t)var_bytes(&x, i);
         memcpy(at, exec_var(&x, i), bytes);
         at += bytes;
     }

@@ -95,7 +95,7 @@ static void options_are_checked(void **state) {
     assert_false(passes_check(&(PassOptions){.skip = "remat,fold"}, &err));
     assert_string_equal(err.msg,
                         "--skip: there is no pass 'fold'; passes are slice_rows, simplify, "
-                        "train, inference, remat, dce");
+                        "train, inference, balance, remat, dce");
     err = (PeftError){0};
     assert_false(passes_check(&(PassOptions){.skip = "train"}, &err));
     assert_non_null(strstr(err.msg, "'train' cannot be skipped"));

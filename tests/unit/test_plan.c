@@ -183,7 +183,7 @@ static const PeftVar var[] = {
 };
 static const PeftKernel kernel[] = {{.name = "map", .kind = PEFT_KERNEL_MAP},
                                     {.name = "matmul", .kind = PEFT_KERNEL_GEMM}};
-static const PeftGemm gemm = {DIM_T, 16, 16, 0, 0, DT_F32};
+static const PeftGemm gemm = {.m = DIM_T, .n = 16, .k = 16, .addend = -1};
 static const PeftStep step[] = {
     {.kernel = 0, .workspace = PEFT_REF_NONE, .label = "map", .where = ""},
     {.kernel = 1, .workspace = PEFT_REF_TEMP | 3, .desc = &gemm, .label = "matmul", .where = ""},

@@ -29,11 +29,14 @@ typedef struct Run { /* one run.json */
     int64_t seed, threads, trainable, total, test_rows, best_epoch, nepoch;
     int64_t planned, reached, lower_bound, memory[MEMORY_CLASSES];
     int64_t saved_bytes;               /* safetensors files the run left: what one task costs */
-    int64_t finished;                  /* time of run.json, seconds since 1970 */
+    int64_t base_bytes;                /* those of the frozen base; 0 when nobody knows */
+    int64_t finished;                  /* time of run.json's file, seconds since 1970 */
     double f1, accuracy, loss, val_f1; /* of the best epoch */
     double total_time;
     double epoch_seconds, epoch_seconds_square; /* sums over the epochs */
-    char commit[64], processor[128];            /* of the machine that ran it; "" when not noted */
+    /* Of the peftc and the machine that made it; "" in a run.json from before these were noted. */
+    const char *version, *commit, *program_hash, *date, *processor, *gpu, *driver, *compute;
+    int64_t driver_bytes; /* of the GPU's memory, all told; -1 when not measured */
 } Run;
 
 typedef struct Variant { /* all seeds of one program */
@@ -43,8 +46,8 @@ typedef struct Variant { /* all seeds of one program */
     double f1, f1_spread, val_f1, accuracy; /* means; sample deviation over seeds, NAN for one */
     double noise; /* what a difference in F1 has to exceed: the larger of the standard error of a
                    * test set of this size and the spread over seeds */
-    double epoch_time, epoch_time_spread; /* over all epochs of all seeds */
-    int64_t planned, reached;             /* most over seeds */
+    double epoch_time, epoch_time_spread;   /* over all epochs of all seeds */
+    int64_t planned, reached, driver_bytes; /* most over seeds */
 } Variant;
 
 typedef struct Baseline { /* what tools/bow.c wrote */
@@ -66,11 +69,15 @@ typedef struct Comparison {
 
 /* ---- read.c ---- */
 
-/* Reads dir/PROGRAM/seedN/run.json for every program and seed there is, and dir/baseline.json.
- * Complains about unreadable runs on stderr and counts them. False: nothing can be compared (the
- * folder is not there, runs of different data in it, no memory). */
+/* Reads run.json of every dir/PROGRAM/seedN and dir/PROGRAM-N there is, and dir/baseline.json. The
+ * weights need not be there where run.json says how large they were. Complains about unreadable
+ * runs on stderr and counts them. False: nothing can be compared (the folder is not there, runs of
+ * different data in it, no memory). */
 bool comparison_read(Comparison *c, const char *dir, PeftError *err);
-/* Whether dir holds a finished run that can be read. */
+/* Reads dir/run.json. `run` is empty after a failure. */
+bool run_read(Run *run, const char *dir, PeftError *err);
+void run_free(Run *run);
+/* Whether dir holds a finished run that can be read, with its weights. */
 bool run_check(const char *dir, PeftError *err);
 void comparison_free(Comparison *c);
 const Variant *comparison_find(const Comparison *c, const char *key); /* NULL when absent */

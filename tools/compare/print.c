@@ -37,12 +37,15 @@ static void print_conditions(const Comparison *c, FILE *out) {
             "\nbase %s, data %s (%lld test rows: an accuracy of %.2f has a standard error of "
             "%.4f)\n",
             r->base, r->data, (long long)r->test_rows, v->accuracy, error);
-    fprintf(out, "%s",
-            strcmp(r->device, "cpu") == 0 ? "measured on the CPU, so the peak is memory, not VRAM"
-                                          : r->device);
-    fprintf(out, "; %s, %lld thread%s%s%s; %lld epoch%s, ", r->instructions, (long long)r->threads,
-            r->threads == 1 ? "" : "s", r->processor[0] ? ", " : "", r->processor,
-            (long long)r->nepoch, r->nepoch == 1 ? "" : "s");
+    if (strcmp(r->device, "cpu") == 0)
+        fprintf(out, "measured on the CPU, so the peak is memory, not VRAM; %s, %lld thread%s%s%s",
+                r->instructions, (long long)r->threads, r->threads == 1 ? "" : "s",
+                r->processor[0] ? ", " : "", r->processor);
+    else
+        fprintf(out, "measured on %s%s%s%s%s", r->gpu[0] ? r->gpu : r->device,
+                r->driver[0] ? ", driver " : "", r->driver, r->compute[0] ? ", matrices in " : "",
+                r->compute);
+    fprintf(out, "; %lld epoch%s, ", (long long)r->nepoch, r->nepoch == 1 ? "" : "s");
     print_seeds(v, out);
     fprintf(out, "\n");
 }

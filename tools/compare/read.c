@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "../../runtime/cli/origin.h"
 #include "../../runtime/io/file.h"
 #include "../../runtime/io/json.h"
 
@@ -65,6 +66,12 @@ static bool get_text(const Reader *r, json_t *root, const char *name, const char
     return *out || wrong(r, v, name, "a string");
 }
 
+/* A string that runs made before it was noted do not have: then "". */
+static bool get_note(const Reader *r, json_t *root, const char *name, const char **out) {
+    *out = "";
+    return !lookup(root, name) || get_text(r, root, name, out);
+}
+
 /* The JSON object in a file; NULL with a message when it cannot be read. */
 static json_t *read_object(const char *path, PeftError *err) {
     size_t n;
@@ -93,6 +100,10 @@ static bool read_memory(const Reader *r, Run *run) {
         snprintf(name, sizeof name, "memory.planned_by_class.%s", memory_class[i]);
         if (!get_count(r, run->root, name, &run->memory[i])) return false;
     }
+    run->driver_bytes = -1;
+    if (lookup(run->root, "memory.driver_bytes") &&
+        !get_count(r, run->root, "memory.driver_bytes", &run->driver_bytes))
+        return false;
     return get_count(r, run->root, "memory.planned_bytes", &run->planned) &&
            get_count(r, run->root, "memory.reached_bytes", &run->reached) &&
            get_count(r, run->root, "memory.lower_bound_bytes", &run->lower_bound);
@@ -142,72 +153,60 @@ static bool read_fields(const Reader *r, Run *run) {
 
 /* ---- beside run.json ---- */
 
-static bool has_suffix(const char *name, const char *suffix) {
-    size_t n = strlen(name), k = strlen(suffix);
-    return n > k && strcmp(name + n - k, suffix) == 0;
-}
-
-/* Bytes of the safetensors files in a folder; 0 when it cannot be read. */
-static int64_t weights_on_disk(const char *dir) {
-    int64_t sum = 0;
-    DIR *d = opendir(dir);
-    for (struct dirent *e; d && (e = readdir(d));) {
-        struct stat st;
-        if (has_suffix(e->d_name, ".safetensors") && fstatat(dirfd(d), e->d_name, &st, 0) == 0)
-            sum += st.st_size;
-    }
-    if (d) closedir(d);
-    return sum;
-}
-
-static void take_line(const char *line, const char *key, char *out, size_t size) {
-    size_t n = strlen(key);
-    if (strncmp(line, key, n) != 0 || line[n] != ' ') return;
-    snprintf(out, size, "%.*s", (int)strcspn(line + n + 1, "\n"), line + n + 1);
-    for (; *out; out++)
-        if (*out < 0x20 || *out > 0x7e) *out = '?';
-}
-
-/* seedN.made: which commit and processor made the run, as `make compare` noted. */
-static void read_made(Run *run) {
-    char line[256], path[PATH_MAX];
-    if (snprintf(path, sizeof path, "%s.made", run->dir) >= (int)sizeof path) return;
-    FILE *f = fopen(path, "r");
-    while (f && fgets(line, sizeof line, f)) {
-        take_line(line, "commit", run->commit, sizeof run->commit);
-        take_line(line, "processor", run->processor, sizeof run->processor);
-    }
-    if (f) fclose(f);
-}
-
-static bool read_run(Run *run, const char *path, PeftError *err) {
-    Reader r = {path, err};
-    struct stat st;
-    run->root = read_object(path, err);
-    if (!run->root || !read_fields(&r, run)) return false;
-    if (stat(path, &st) == 0) run->finished = (int64_t)st.st_mtime;
+/* Sizes on disk: those of the files, or what run.json says where they are not kept. */
+static bool read_sizes(const Reader *r, Run *run) {
     run->saved_bytes = weights_on_disk(run->dir);
-    if (!run->saved_bytes)
-        return peft_fail(err, "%s holds no trained weights (*.safetensors); train this run again",
-                         run->dir);
-    read_made(run);
-    return true;
+    run->base_bytes = weights_on_disk(run->base);
+    if (!run->saved_bytes && lookup(run->root, "saved_bytes") &&
+        !get_count(r, run->root, "saved_bytes", &run->saved_bytes))
+        return false;
+    if (!run->base_bytes && lookup(run->root, "base_bytes") &&
+        !get_count(r, run->root, "base_bytes", &run->base_bytes))
+        return false;
+    return run->saved_bytes ||
+           peft_fail(r->err,
+                     "%s holds no trained weights (*.safetensors) and its run.json does not say "
+                     "how large they were; train this run again",
+                     run->dir);
 }
 
-static void run_free(Run *run) {
+static bool read_notes(const Reader *r, Run *run) {
+    return get_note(r, run->root, "peftc_version", &run->version) &&
+           get_note(r, run->root, "commit", &run->commit) &&
+           get_note(r, run->root, "program_hash", &run->program_hash) &&
+           get_note(r, run->root, "date", &run->date) &&
+           get_note(r, run->root, "processor", &run->processor) &&
+           get_note(r, run->root, "gpu", &run->gpu) &&
+           get_note(r, run->root, "driver", &run->driver) &&
+           get_note(r, run->root, "compute", &run->compute);
+}
+
+void run_free(Run *run) {
     json_decref(run->root);
     free(run->dir);
     memset(run, 0, sizeof *run);
 }
 
-bool run_check(const char *dir, PeftError *err) {
-    Run run = {0};
+bool run_read(Run *run, const char *dir, PeftError *err) {
+    struct stat st;
+    memset(run, 0, sizeof *run);
     char *path = path_join(dir, "run.json", err);
-    run.dir = strdup(dir);
-    bool ok = path && run.dir && read_run(&run, path, err);
+    Reader r = {path, err};
+    run->dir = path ? strdup(dir) : NULL;
+    run->root = run->dir ? read_object(path, err) : NULL;
+    bool ok = run->root && read_fields(&r, run) && read_sizes(&r, run) && read_notes(&r, run);
+    if (ok && stat(path, &st) == 0) run->finished = (int64_t)st.st_mtime;
     free(path);
-    run_free(&run);
+    if (!ok) run_free(run);
     return ok;
+}
+
+bool run_check(const char *dir, PeftError *err) {
+    Run run;
+    if (!run_read(&run, dir, err)) return false;
+    run_free(&run);
+    return weights_on_disk(dir) ||
+           peft_fail(err, "%s holds no trained weights (*.safetensors); train this run again", dir);
 }
 
 /* ---- one variant ---- */
@@ -232,7 +231,8 @@ static bool check_same_program(const Variant *v, const Run *run, PeftError *err)
     const Run *first = &v->run[0];
     if (!v->n) return true;
     if (run->trainable != first->trainable || run->total != first->total ||
-        run->nepoch != first->nepoch || strcmp(run->device, first->device) != 0)
+        run->nepoch != first->nepoch || strcmp(run->device, first->device) != 0 ||
+        strcmp(run->compute, first->compute) != 0)
         return peft_fail(err,
                          "%s and %s are not runs of one program with the same epochs and device; "
                          "move one of them away",
@@ -240,46 +240,45 @@ static bool check_same_program(const Variant *v, const Run *run, PeftError *err)
     return true;
 }
 
-/* Takes over dir. A folder without run.json is a run that is not finished yet. */
-static bool add_run(Comparison *c, Variant *v, char *dir, PeftError *err) {
+/* A folder without run.json is a run that is not finished yet. */
+static bool add_run(Comparison *c, Variant *v, const char *dir, PeftError *err) {
     PeftError trouble = {{0}, 0};
-    char *path = dir ? path_join(dir, "run.json", err) : NULL;
-    if (!path || !file_exists(path) || v->n == MAX_RUNS) {
-        free(dir);
-        free(path);
-        return path != NULL;
-    }
+    char *path = path_join(dir, "run.json", err);
+    bool there = path && file_exists(path);
+    free(path);
+    if (!there || v->n == MAX_RUNS) return path != NULL;
     Run *run = &v->run[v->n];
-    memset(run, 0, sizeof *run);
-    run->dir = dir;
-    if (read_run(run, path, &trouble) && check_same_program(v, run, &trouble)) {
-        v->n++;
-    } else {
+    if (!run_read(run, dir, &trouble) || !check_same_program(v, run, &trouble)) {
         fprintf(stderr, "compare: left out: %s\n", trouble.msg);
         c->broken++;
         run_free(run);
+    } else {
+        v->n++;
     }
-    free(path);
     return true;
 }
 
-/* "seed42", not "seed42.made" beside it. */
-static bool is_run_name(const char *name) {
-    return strncmp(name, "seed", 4) == 0 && name[4] &&
-           strspn(name + 4, "0123456789") == strlen(name + 4);
+static bool is_number(const char *s) {
+    return *s && strspn(s, "0123456789") == strlen(s);
 }
 
-static bool read_runs(Comparison *c, Variant *v, const char *dir, PeftError *err) {
+/* Adds the runs dir/PREFIXn for every number n. */
+static bool read_runs(Comparison *c, Variant *v, const char *dir, const char *prefix,
+                      PeftError *err) {
     struct dirent **entry;
+    size_t k = strlen(prefix);
     int n = scandir(dir, &entry, NULL, alphasort);
     bool ok = true;
     for (int i = 0; i < n; i++) {
-        if (ok && is_run_name(entry[i]->d_name))
-            ok = add_run(c, v, path_join(dir, entry[i]->d_name, err), err);
+        const char *name = entry[i]->d_name;
+        if (ok && strncmp(name, prefix, k) == 0 && is_number(name + k)) {
+            char *run = path_join(dir, name, err);
+            ok = run && add_run(c, v, run, err);
+            free(run);
+        }
         free(entry[i]);
     }
     if (n >= 0) free(entry);
-    qsort(v->run, (size_t)v->n, sizeof *v->run, by_seed);
     return ok;
 }
 
@@ -308,15 +307,23 @@ static bool add_variant(Comparison *c, const char *program, PeftError *err) {
     if (c->n == MAX_VARIANTS)
         return peft_fail(err, "%s: more than %d variants", c->dir, MAX_VARIANTS);
     Variant *v = peft_zalloc(1, sizeof *v, err);
-    char *dir = v ? path_join(c->dir, program, err) : NULL;
+    char *dir = v ? path_join(c->dir, program, err) : NULL, flat[sizeof v->key + 1];
+    snprintf(flat, sizeof flat, "%s-", program);
     if (v) set_key(v, program);
-    bool ok = dir && read_runs(c, v, dir, err);
+    bool ok = dir && read_runs(c, v, dir, "seed", err) && read_runs(c, v, c->dir, flat, err);
     free(dir);
+    if (v) qsort(v->run, (size_t)v->n, sizeof *v->run, by_seed);
     if (ok && v->n)
         c->variant[c->n++] = v;
     else
         variant_free(v);
     return ok;
+}
+
+static bool has_program(const Comparison *c, const char *program) {
+    for (int i = 0; i < c->n; i++)
+        if (strcmp(c->variant[i]->key, program) == 0) return true;
+    return false;
 }
 
 /* The five of the brief first, in its order, then whatever else was trained, by name. */
@@ -327,8 +334,10 @@ static bool read_variants(Comparison *c, PeftError *err) {
     bool ok = true;
     for (int i = 0; ok && i < USUAL; i++) ok = add_variant(c, usual[i], err);
     for (int i = 0; i < n; i++) {
-        const char *name = entry[i]->d_name;
-        if (ok && is_program_name(name) && !is_usual(name)) ok = add_variant(c, name, err);
+        char *name = entry[i]->d_name, *dash = strrchr(name, '-');
+        if (dash && is_number(dash + 1)) *dash = 0; /* PROGRAM-SEED */
+        if (ok && is_program_name(name) && !is_usual(name) && !has_program(c, name))
+            ok = add_variant(c, name, err);
         free(entry[i]);
     }
     free(entry);
@@ -381,7 +390,7 @@ bool comparison_read(Comparison *c, const char *dir, PeftError *err) {
     c->dir = dir;
     if (!read_variants(c, err) || !check_same_task(c, err) || !read_baseline(c, err)) return false;
     for (int i = 0; i < c->n; i++) variant_statistics(c->variant[i]);
-    if (c->n) c->base_bytes = weights_on_disk(c->variant[0]->run[0].base);
+    if (c->n) c->base_bytes = c->variant[0]->run[0].base_bytes;
     return comparison_takeaways(c, err);
 }
 

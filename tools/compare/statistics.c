@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../../runtime/measure.h"
+
 enum { TASKS = 50 }; /* of the storage sentence */
 
 /* ---- one variant ---- */
@@ -26,7 +28,7 @@ static double standard_error(double p, int64_t n) {
 void variant_statistics(Variant *v) {
     double f1 = 0, f1_square = 0, seconds = 0, seconds_square = 0, epochs = 0;
     v->val_f1 = v->accuracy = 0;
-    v->planned = v->reached = 0;
+    v->planned = v->reached = 0, v->driver_bytes = -1;
     for (int i = 0; i < v->n; i++) {
         const Run *r = &v->run[i];
         f1 += r->f1;
@@ -38,6 +40,7 @@ void variant_statistics(Variant *v) {
         epochs += (double)r->nepoch;
         if (r->planned > v->planned) v->planned = r->planned;
         if (r->reached > v->reached) v->reached = r->reached;
+        if (r->driver_bytes > v->driver_bytes) v->driver_bytes = r->driver_bytes;
     }
     v->f1 = f1 / v->n;
     v->f1_spread = deviation(f1, f1_square, v->n);
@@ -85,16 +88,18 @@ static void quality_text(const Variant *v, const Variant *full, char *out, size_
 static bool say_variant(Comparison *c, const Variant *v, const Variant *full, PeftError *err) {
     double spread = hypot(v->epoch_time_spread, full->epoch_time_spread);
     bool chance = spread > fabs(v->epoch_time - full->epoch_time);
-    char quality[256];
+    char quality[256], a[32], b[32];
     quality_text(v, full, quality, sizeof quality);
-    return say(c, err,
-               "%s against %s: %s, with %.2f %% of the trained parameters, %.0f %% of the memory "
-               "(%.1f MB of %.1f MB) and %.0f %% of the time per epoch (%.2f s of %.2f s%s).",
-               v->key, full->key, quality,
-               100 * (double)v->run[0].trainable / (double)full->run[0].trainable,
-               100 * (double)v->reached / (double)full->reached, mb(v->reached), mb(full->reached),
-               100 * v->epoch_time / full->epoch_time, v->epoch_time, full->epoch_time,
-               chance ? "; single epochs differ by more" : "");
+    return say(
+        c, err,
+        "%s against %s: %s, training %s of its %s parameters (%.2f %%), with %.0f %% of the "
+        "memory (%.1f MB of %.1f MB) and %.0f %% of the time per epoch (%.2f s of %.2f s%s).",
+        v->key, full->key, quality, with_commas(v->run[0].trainable, a),
+        with_commas(v->run[0].total, b),
+        100 * (double)v->run[0].trainable / (double)v->run[0].total,
+        100 * (double)v->reached / (double)full->reached, mb(v->reached), mb(full->reached),
+        100 * v->epoch_time / full->epoch_time, v->epoch_time, full->epoch_time,
+        chance ? "; single epochs differ by more" : "");
 }
 
 /* What many tasks over one base take on disk, for every variant that is smaller than a model. */

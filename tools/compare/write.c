@@ -6,20 +6,12 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "../../runtime/io/file.h"
 #include "../../runtime/io/json.h"
 
 static json_t *real(double v) {
     return v - v == 0 ? json_real(v) : json_null();
-}
-
-static const char *utc(int64_t seconds, char buf[32]) {
-    time_t t = (time_t)seconds;
-    struct tm tm;
-    if (!gmtime_r(&t, &tm) || !strftime(buf, 32, "%Y-%m-%dT%H:%M:%SZ", &tm)) buf[0] = 0;
-    return buf;
 }
 
 /* ---- a variant ---- */
@@ -32,13 +24,13 @@ static json_t *memory_json(const Run *r) {
 }
 
 static json_t *run_json(const Run *r) {
-    char date[32];
-    return json_pack("{s:I, s:o, s:o, s:o, s:o, s:I, s:o, s:s, s:s, s:s, s:O}", "seed",
-                     (json_int_t)r->seed, "f1_macro", real(r->f1), "accuracy", real(r->accuracy),
-                     "loss", real(r->loss), "val_f1_macro", real(r->val_f1), "best_epoch",
-                     (json_int_t)r->best_epoch, "total_time_s", real(r->total_time), "date",
-                     utc(r->finished, date), "commit", r->commit, "processor", r->processor,
-                     "epochs", r->epochs);
+    return json_pack("{s:I, s:o, s:o, s:o, s:o, s:I, s:o, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:O}",
+                     "seed", (json_int_t)r->seed, "f1_macro", real(r->f1), "accuracy",
+                     real(r->accuracy), "loss", real(r->loss), "val_f1_macro", real(r->val_f1),
+                     "best_epoch", (json_int_t)r->best_epoch, "total_time_s", real(r->total_time),
+                     "date", r->date, "peftc_version", r->version, "commit", r->commit,
+                     "program_hash", r->program_hash, "processor", r->processor, "gpu", r->gpu,
+                     "driver", r->driver, "epochs", r->epochs);
 }
 
 static json_t *variant_json(const Variant *v) {
@@ -52,17 +44,18 @@ static json_t *variant_json(const Variant *v) {
                           "f1_macro", real(v->f1), "peak_vram_gb", real((double)v->reached / 1e9),
                           "epoch_time_s", real(v->epoch_time));
     json_t *more = json_pack(
-        "{s:I, s:o, s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:I, s:I, s:I, s:o, s:I, s:s, s:s, s:s, "
-        "s:I, s:O, s:o}",
+        "{s:I, s:o, s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:I, s:I, s:o, s:I, s:o, s:I, s:s, "
+        "s:s, s:s, s:I, s:O, s:o}",
         "total_params", (json_int_t)r->total, "trainable_percent",
-        real(100 * (double)r->trainable / (double)r->total), "device", r->device, "seeds", seeds,
-        "f1_macro_spread", real(v->f1_spread), "f1_macro_noise", real(v->noise), "val_f1_macro",
-        real(v->val_f1), "accuracy", real(v->accuracy), "epoch_time_spread_s",
-        real(v->epoch_time_spread), "planned_bytes", (json_int_t)v->planned, "reached_bytes",
-        (json_int_t)v->reached, "lower_bound_bytes", (json_int_t)r->lower_bound, "memory_bytes",
-        memory_json(r), "saved_bytes", (json_int_t)r->saved_bytes, "program", r->program, "source",
-        r->source, "instructions", r->instructions, "threads", (json_int_t)r->threads, "fit",
-        r->fit, "runs", runs);
+        real(100 * (double)r->trainable / (double)r->total), "device", r->device, "compute",
+        r->compute, "seeds", seeds, "f1_macro_spread", real(v->f1_spread), "f1_macro_noise",
+        real(v->noise), "val_f1_macro", real(v->val_f1), "accuracy", real(v->accuracy),
+        "epoch_time_spread_s", real(v->epoch_time_spread), "planned_bytes", (json_int_t)v->planned,
+        "reached_bytes", (json_int_t)v->reached, "driver_bytes",
+        v->driver_bytes < 0 ? json_null() : json_integer(v->driver_bytes), "lower_bound_bytes",
+        (json_int_t)r->lower_bound, "memory_bytes", memory_json(r), "saved_bytes",
+        (json_int_t)r->saved_bytes, "program", r->program, "source", r->source, "instructions",
+        r->instructions, "threads", (json_int_t)r->threads, "fit", r->fit, "runs", runs);
     json_object_update(o, more);
     json_decref(more);
     return o;
@@ -70,21 +63,29 @@ static json_t *variant_json(const Variant *v) {
 
 /* ---- the whole ---- */
 
+/* What all runs agree on, or "several". */
+static const char *common(const char *so_far, const char *v) {
+    return !so_far || strcmp(so_far, v) == 0 ? v : "several";
+}
+
 static json_t *about_json(const Comparison *c) {
     const Run *r = &c->variant[0]->run[0];
-    int64_t newest = 0;
-    const char *commit = r->commit;
+    const char *newest = "", *version = NULL, *commit = NULL, *processor = NULL, *gpu = NULL,
+               *driver = NULL, *compute = NULL;
     for (int i = 0; i < c->n; i++)
         for (int k = 0; k < c->variant[i]->n; k++) {
             const Run *run = &c->variant[i]->run[k];
-            if (run->finished > newest) newest = run->finished;
-            if (strcmp(run->commit, commit) != 0) commit = "several";
+            if (strcmp(run->date, newest) > 0) newest = run->date;
+            version = common(version, run->version), commit = common(commit, run->commit);
+            processor = common(processor, run->processor);
+            gpu = common(gpu, run->gpu), driver = common(driver, run->driver);
+            compute = common(compute, run->compute);
         }
-    char date[32];
-    return json_pack("{s:i, s:s, s:s, s:I, s:s, s:s, s:s, s:I}", "version", COMPARISON_VERSION,
-                     "base", r->base, "data", r->data, "test_rows", (json_int_t)r->test_rows,
-                     "device", r->device, "date", utc(newest, date), "commit", commit, "base_bytes",
-                     (json_int_t)c->base_bytes);
+    return json_pack("{s:i, s:s, s:s, s:I, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:I}", "version",
+                     COMPARISON_VERSION, "base", r->base, "data", r->data, "test_rows",
+                     (json_int_t)r->test_rows, "device", r->device, "compute", compute, "processor",
+                     processor, "gpu", gpu, "driver", driver, "date", newest, "peftc_version",
+                     version, "commit", commit, "base_bytes", (json_int_t)c->base_bytes);
 }
 
 static json_t *comparison_json(const Comparison *c) {

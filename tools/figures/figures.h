@@ -46,7 +46,8 @@ typedef struct Figures {
     json_t *root;
     Method method[MAX_METHODS];
     int n;
-    const char *base, *data, *device, *date, *commit, *processor, *instructions;
+    const char *base, *data, *device, *date, *commit, *compute, *processor, *gpu, *driver;
+    const char *instructions;
     int64_t test_rows, threads;
     bool cpu;           /* figures then say memory, not VRAM */
     bool baseline;      /* there is one: */
@@ -79,7 +80,7 @@ int script_foot(const Figures *f, int width, bool legend);
 void script_first_done(FILE *out);
 /* The plot's frame, in pixels from the left and from the bottom of a width x height picture. */
 void script_frame(FILE *out, int width, int height, const int frame[4]);
-/* "cpu, AMD EPYC, avx512, 1 thread" and "base ..., data ..., ...". */
+/* "device cpu, AMD EPYC, avx512, 1 thread; 2026-11-24" and "base ..., data ..., ...". */
 void script_conditions(const Figures *f, char where[CONDITIONS], char what[CONDITIONS]);
 /* `text` cut to `most` characters of UTF-8 ("..." in place of the rest, or of the beginning), each
  * control character a "?". Room: 4 * most + 4 bytes. */

@@ -74,7 +74,19 @@ static void share_range(FILE *out, double least, double most) {
     fprintf(out, "set yrange [%.6g:%.6g]\n", fmax(0, least - air), most + air);
 }
 
-static void curve_panel(const Figures *f, int curve, FILE *out) {
+static bool several_seeds(const Figures *f) {
+    for (int i = 0; i < f->n; i++)
+        if (f->method[i].seeds > 1) return true;
+    return false;
+}
+
+/* Whiskers of several methods at one epoch would hide each other: each method is moved a little. */
+static double curve_offset(const Figures *f, int method, int epochs) {
+    double step = several_seeds(f) ? fmin(0.012 * (epochs + 0.4), 0.3 / f->n) : 0;
+    return step * (method - (f->n - 1) / 2.0);
+}
+
+static void curve_panel(const Figures *f, int curve, int epochs, FILE *out) {
     double least, most;
     if (!curve_range(f, curve, &least, &most)) {
         fprintf(out, "set label 'not measured' at graph 0.5,graph 0.5 center\n"
@@ -89,12 +101,14 @@ static void curve_panel(const Figures *f, int curve, FILE *out) {
     for (int i = 0; i < f->n; i++) {
         const Method *m = &f->method[i];
         if (!curve_has(m, curve)) continue;
-        fprintf(out, "%s'curves.dat' index %d using 1:%d with linespoints ls %d notitle", comma, i,
-                2 + 2 * curve, m->style);
+        double x = curve_offset(f, i, epochs);
+        fprintf(out, "%s'curves.dat' index %d using ($1%+.4g):%d with linespoints ls %d notitle",
+                comma, i, x, 2 + 2 * curve, m->style);
         comma = ", ";
         if (m->seeds > 1)
-            fprintf(out, ", '' index %d using 1:%d:%d with yerrorbars ls %d dt 1 lw 1 notitle", i,
-                    2 + 2 * curve, 3 + 2 * curve, m->style);
+            fprintf(out,
+                    ", '' index %d using ($1%+.4g):%d:%d with yerrorbars ls %d dt 1 lw 1 notitle",
+                    i, x, 2 + 2 * curve, 3 + 2 * curve, m->style);
     }
     fprintf(out, "\n");
 }
@@ -106,7 +120,10 @@ static void curves_script(const Figures *f, FILE *out) {
     int foot = script_foot(f, WIDTH, true), height = foot + 420, epochs = 1;
     for (int i = 0; i < f->n; i++)
         if (f->method[i].epochs > epochs) epochs = f->method[i].epochs;
-    script_head(out, f, WIDTH, height, "Loss and macro F1 over the epochs");
+    script_head(out, f, WIDTH, height,
+                several_seeds(f)
+                    ? "Loss and macro F1 over the epochs: mean, ± one sample deviation over seeds"
+                    : "Loss and macro F1 over the epochs");
     script_legend(out, f, WIDTH, height);
     fprintf(out, "set grid ytics lc rgb '#d8d8d8' lt 1\nset xrange [0.8:%d.2]\n", epochs);
     fprintf(out, "set xtics %d,%d nomirror\nset ytics nomirror\n", 1, 1 + epochs / 10);
@@ -115,7 +132,7 @@ static void curves_script(const Figures *f, FILE *out) {
         const int frame[4] = {PANEL * c + 62, PANEL * c + 362, foot + 52, height - 72};
         script_frame(out, WIDTH, height, frame);
         fprintf(out, "set title '%s%s' offset 0,-0.3\n", title[c], c < 2 ? " (nats)" : " (0 to 1)");
-        curve_panel(f, c, out);
+        curve_panel(f, c, epochs, out);
         script_first_done(out);
     }
     fprintf(out, "unset multiplot\n");
@@ -309,50 +326,99 @@ static void quality_data(const Figures *f, FILE *out) {
     }
 }
 
-static void quality_points(const Figures *f, const char *x, FILE *out) {
-    for (int i = 0; i < f->n; i++)
-        fprintf(out,
-                "%s'quality.dat' every ::%d::%d using (%s):4:5 with yerrorbars ls %d dt 1 lw "
-                "1.5 ps 1.6 notitle",
-                i ? ", " : "plot ", i, i, x, f->method[i].style);
+/* An axis of cost: parameters on a logarithmic scale, or memory in its unit. */
+typedef struct CostAxis {
+    bool logarithmic;
+    double from, to; /* what it shows; in powers of ten when logarithmic */
+} CostAxis;
+
+static double cost_place(const Figures *f, const CostAxis *a, const Method *m) {
+    double v = a->logarithmic ? log10((double)m->trainable) : (double)m->reached / f->byte_unit;
+    return (v - a->from) / (a->to - a->from);
+}
+
+/* By how much of the axis each method is moved right, so that no two points hide each other. */
+static bool cost_moves(const Figures *f, const CostAxis *a, double by[MAX_METHODS]) {
+    double gap = fmin(0.025, 0.3 / f->n), last = -INFINITY;
+    bool done[MAX_METHODS] = {false}, moved = false;
+    for (int n = 0; n < f->n; n++) {
+        int next = -1; /* from left to right */
+        for (int i = 0; i < f->n; i++)
+            if (!done[i] &&
+                (next < 0 || cost_place(f, a, &f->method[i]) < cost_place(f, a, &f->method[next])))
+                next = i;
+        double place = cost_place(f, a, &f->method[next]);
+        done[next] = true;
+        last = fmax(place, last + gap);
+        by[next] = last - place;
+        moved |= by[next] > 0;
+    }
+    return moved;
+}
+
+static void quality_points(const Figures *f, const CostAxis *a, FILE *out) {
+    double by[MAX_METHODS];
+    cost_moves(f, a, by);
+    for (int i = 0; i < f->n; i++) {
+        double move = by[i] * (a->to - a->from);
+        fprintf(out, "%s'quality.dat' every ::%d::%d using (", i ? ", " : "plot ", i, i);
+        if (a->logarithmic)
+            fprintf(out, "$2*10**%.6g", move);
+        else
+            fprintf(out, "$3/%g+%.6g", f->byte_unit, move);
+        fprintf(out, "):4:5 with yerrorbars ls %d dt 1 lw 1.5 ps 1.6 notitle", f->method[i].style);
+    }
     fprintf(out, "\n");
+}
+
+static CostAxis parameters_axis(const Figures *f) {
+    double few = INFINITY, many = 0;
+    for (int i = 0; i < f->n; i++) {
+        few = fmin(few, (double)f->method[i].trainable);
+        many = fmax(many, (double)f->method[i].trainable);
+    }
+    double low = floor(log10(few)), high = ceil(log10(many));
+    if (!(high > low)) high = low + 1;
+    return (CostAxis){true, low - 0.114, high + 0.114};
+}
+
+static CostAxis peak_axis(const Figures *f) {
+    double bytes = 1;
+    for (int i = 0; i < f->n; i++) bytes = fmax(bytes, (double)f->method[i].reached);
+    return (CostAxis){false, 0, 1.1 * bytes / f->byte_unit};
 }
 
 static void quality_script(const Figures *f, FILE *out) {
     enum { WIDTH = 1000 };
     int foot = script_foot(f, WIDTH, true), height = foot + 440;
-    double least = 1, most = 0, few = INFINITY, many = 0, bytes = 1;
-    char x[32];
+    double least = 1, most = 0, by[MAX_METHODS];
+    CostAxis parameters = parameters_axis(f), peak = peak_axis(f);
+    bool moved = cost_moves(f, &parameters, by) | cost_moves(f, &peak, by);
     for (int i = 0; i < f->n; i++) {
         const Method *m = &f->method[i];
         least = fmin(least, m->f1 - m->noise), most = fmax(most, m->f1 + m->noise);
-        few = fmin(few, (double)m->trainable), many = fmax(many, (double)m->trainable);
-        bytes = fmax(bytes, (double)m->reached);
     }
     script_head(out, f, WIDTH, height, "Quality against cost");
-    double low = pow(10, floor(log10(few))), high = pow(10, ceil(log10(many)));
-    if (!(high > low)) high = 10 * low;
     script_legend(out, f, WIDTH, height);
     share_range(out, least, most);
-    fprintf(
-        out,
-        "set ytics nomirror\nset xtics nomirror\nset grid lc rgb '#d8d8d8' lt 1\n"
-        "set ylabel 'test macro F1 (0 to 1)'\n"
-        "set title 'whisker: a difference this small can be chance' font ',11' offset 0,-0.3\n");
+    fprintf(out, "set ytics nomirror\nset xtics nomirror\nset grid lc rgb '#d8d8d8' lt 1\n"
+                 "set ylabel 'test macro F1 (0 to 1)'\n");
     const int left[4] = {85, 480, foot + 55, height - 72};
     script_frame(out, WIDTH, height, left);
-    fprintf(out, "set logscale x\nset xtics format '%%.0s%%c'\nset xrange [%.8g:%.8g]\n", low / 1.3,
-            high * 1.3);
+    fprintf(out, "set title 'whisker: a difference this small can be chance' font ',11' offset "
+                 "0,-0.3\n");
+    fprintf(out, "set logscale x\nset xtics format '%%.0s%%c'\nset xrange [%.8g:%.8g]\n",
+            pow(10, parameters.from), pow(10, parameters.to));
     fprintf(out, "set xlabel 'trained parameters (log scale)'\n");
-    quality_points(f, "$2", out);
+    quality_points(f, &parameters, out);
     script_first_done(out);
     const int right[4] = {575, WIDTH - 30, foot + 55, height - 72};
     script_frame(out, WIDTH, height, right);
-    fprintf(out, "unset logscale x\nset xtics format '%%g'\nset xrange [0:%.8g]\n",
-            1.1 * bytes / f->byte_unit);
+    fprintf(out, "set title '%s' font ',11' offset 0,-0.3\n",
+            moved ? "points that would touch are moved right" : "");
+    fprintf(out, "unset logscale x\nset xtics format '%%g'\nset xrange [0:%.8g]\n", peak.to);
     fprintf(out, "set xlabel '%s at the peak (%s)'\n", f->cpu ? "memory" : "VRAM", f->unit_name);
-    snprintf(x, sizeof x, "$3/%g", f->byte_unit);
-    quality_points(f, x, out);
+    quality_points(f, &peak, out);
     fprintf(out, "unset multiplot\n");
 }
 

@@ -225,7 +225,9 @@ static bool read_about(Reader *r, Figures *f) {
                          r->path, json_show(version, shown), COMPARISON_VERSION);
     return get_text(r, about, "base", &f->base) && get_text(r, about, "data", &f->data) &&
            get_text(r, about, "device", &f->device) && get_text(r, about, "date", &f->date) &&
-           get_text(r, about, "commit", &f->commit) &&
+           get_text(r, about, "commit", &f->commit) && get_text(r, about, "compute", &f->compute) &&
+           get_text(r, about, "processor", &f->processor) && get_text(r, about, "gpu", &f->gpu) &&
+           get_text(r, about, "driver", &f->driver) &&
            get_count(r, about, "test_rows", 0, &f->test_rows);
 }
 
@@ -252,10 +254,6 @@ static bool read_methods(Reader *r, Figures *f) {
         m->style = style_of(key, &next);
         if (!read_method(r, o, m)) return false;
         if (f->n > 1) continue;
-        json_t *run = json_array_get(json_object_get(o, "runs"), 0);
-        at(r, key, ".runs[0].");
-        if (!get_text(r, run, "processor", &f->processor)) return false;
-        at(r, key, ".");
         if (!get_text(r, o, "instructions", &f->instructions) ||
             !get_count(r, o, "threads", 0, &f->threads))
             return false;

@@ -69,21 +69,31 @@ static void say_seeds(const Figures *f, char buf[64]) {
         snprintf(buf, 64, "%d to %d seeds", least, most);
 }
 
+/* Appends ", TEXT" (or another separator) to a line, at most CUT characters of the text; nothing
+ * for an empty one. */
+enum { CUT = 36 };
+static void add(char line[CONDITIONS], const char *before, const char *text) {
+    char cut[4 * CUT + 4];
+    size_t n = strlen(line);
+    if (!*text) return;
+    script_shorten(text, CUT, false, cut);
+    snprintf(line + n, CONDITIONS - n, "%s%s", before, cut);
+}
+
 void script_conditions(const Figures *f, char where[CONDITIONS], char what[CONDITIONS]) {
-    enum { CUT = 36 };
-    char device[4 * CUT + 4], processor[4 * CUT + 4], kernels[4 * CUT + 4], date[4 * CUT + 4];
-    char base[4 * CUT + 4], data[4 * CUT + 4], commit[4 * CUT + 4], rows[32], seeds[64];
-    script_shorten(f->device, CUT, false, device);
-    script_shorten(f->processor, CUT, false, processor);
-    script_shorten(f->instructions, CUT, false, kernels);
-    script_shorten(f->date, CUT, false, date);
-    script_shorten(f->commit, 20, false, commit);
+    char base[4 * CUT + 4], data[4 * CUT + 4], threads[48], rows[32], seeds[64];
+    snprintf(threads, sizeof threads, "%lld thread%s", (long long)f->threads,
+             f->threads == 1 ? "" : "s");
+    where[0] = 0;
+    add(where, "device ", f->device);
+    add(where, ", ", f->cpu ? f->processor : f->gpu);
+    if (f->cpu) add(where, ", ", f->instructions), add(where, ", ", threads);
+    if (!f->cpu) add(where, ", driver ", f->driver), add(where, ", ", f->compute);
+    add(where, "; ", f->date);
+    add(where, "; commit ", f->commit);
     script_shorten(f->base, CUT, true, base);
     script_shorten(f->data, CUT, true, data);
     say_seeds(f, seeds);
-    snprintf(where, CONDITIONS, "device %s%s%s, %s, %lld thread%s; %s%s%s", device,
-             *processor ? ", " : "", processor, kernels, (long long)f->threads,
-             f->threads == 1 ? "" : "s", date, *commit ? "; commit " : "", commit);
     snprintf(what, CONDITIONS, "base %s, data %s, %s test rows; %s", base, data,
              with_commas(f->test_rows, rows), seeds);
 }

@@ -1,0 +1,203 @@
+/* See order.h. Steps are placed one by one, in the program's order. What a step comes after is kept
+ * as a vector clock: for every stream, the last of its steps that is known to have ended. So step j
+ * comes before step i when the clock of i has reached j on j's stream, and a step waits only for
+ * those conflicting steps that its clock has not reached yet. */
+#include "order.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { NOTHING = -1 }; /* in clocks: no step of the stream has ended */
+
+typedef struct Placing {
+    const OrderStep *step;
+    int streams;
+    int32_t *clock;   /* [nstep + 1][streams] */
+    int32_t *tail;    /* by stream: its last step so far, or NOTHING */
+    int32_t *depth;   /* by step: steps of the longest chain that ends with it */
+    int32_t *pending; /* conflicting steps that the step being placed is not known to follow */
+    int npending;
+    Order *out;
+} Placing;
+
+static bool conflict(const OrderStep *a, const OrderStep *b) {
+    for (int i = 0; i < a->n; i++)
+        for (int k = 0; k < b->n; k++) {
+            const OrderRange *x = &a->range[i], *y = &b->range[k];
+            int64_t begin = x->begin > y->begin ? x->begin : y->begin;
+            int64_t end = x->end < y->end ? x->end : y->end;
+            if (begin < end && (x->written || y->written)) return true;
+        }
+    return false;
+}
+
+static int32_t *clock_of(const Placing *p, int step) {
+    return &p->clock[(size_t)step * (size_t)p->streams];
+}
+
+static bool reached(const Placing *p, const int32_t *clock, int step) {
+    return clock[p->out->stream[step]] >= step;
+}
+
+/* The clock of whoever runs after `step`, too. */
+static void run_after(const Placing *p, int32_t *clock, int step) {
+    const int32_t *other = clock_of(p, step);
+    for (int s = 0; s < p->streams; s++)
+        if (other[s] > clock[s]) clock[s] = other[s];
+}
+
+/* Later steps first: what they follow needs no look. The end of the function conflicts with all. */
+static void find_pending(Placing *p, int i) {
+    bool end = i == p->out->nstep;
+    int32_t *clock = clock_of(p, i);
+    p->npending = 0;
+    for (int s = 0; s < p->streams; s++) clock[s] = NOTHING;
+    for (int j = i - 1; j >= 0; j--) {
+        if (reached(p, clock, j) || !(end || conflict(&p->step[i], &p->step[j]))) continue;
+        p->pending[p->npending++] = j;
+        run_after(p, clock, j);
+    }
+}
+
+/* Behind the last step that it waits for, the one of the longest chain, when nothing has followed
+ * that on its stream; or else on a stream that has nothing left to do before the step may run; or
+ * else on a new one; or else where the shortest chain is in the way. */
+static int choose_stream(const Placing *p, int i) {
+    const int32_t *clock = clock_of(p, i);
+    int best = -1, idle = -1, shortest = 0;
+    for (int s = 0; s < p->streams; s++) {
+        int32_t t = p->tail[s];
+        if (t == NOTHING) return best >= 0 ? best : idle >= 0 ? idle : s;
+        bool waits = false;
+        for (int k = 0; k < p->npending; k++) waits = waits || p->pending[k] == t;
+        if (waits && (best < 0 || p->depth[t] > p->depth[p->tail[best]])) best = s;
+        if (clock[s] == t && (idle < 0 || t < p->tail[idle])) idle = s;
+        if (p->depth[t] < p->depth[p->tail[shortest]]) shortest = s;
+    }
+    return best >= 0 ? best : idle >= 0 ? idle : shortest;
+}
+
+/* Puts step i (or the end) on stream s: notes the waits that the stream's order does not imply. */
+static void place(Placing *p, int i, int s) {
+    Order *o = p->out;
+    int32_t t = p->tail[s], depth = 0, *clock = clock_of(p, i);
+    o->first_wait[i] = o->nwait;
+    for (int k = 0; k < p->npending; k++) {
+        int32_t j = p->pending[k];
+        if (p->depth[j] > depth) depth = p->depth[j];
+        if (t == NOTHING || !reached(p, clock_of(p, t), j)) o->wait[o->nwait++] = j;
+    }
+    if (t == NOTHING && s != 0 && p->npending == 0) o->wait[o->nwait++] = ORDER_START;
+    if (t != NOTHING) {
+        if (p->depth[t] > depth) depth = p->depth[t];
+        run_after(p, clock, t);
+    }
+    if (i == o->nstep) return;
+    clock[s] = p->tail[s] = i;
+    o->stream[i] = s;
+    p->depth[i] = depth + 1;
+    if (p->depth[i] > o->longest) o->longest = p->depth[i];
+}
+
+static bool reserve(Placing *p, PeftError *err) {
+    Order *o = p->out;
+    size_t n = (size_t)o->nstep, streams = (size_t)p->streams;
+    p->clock = peft_alloc((n + 1) * streams, sizeof *p->clock, err);
+    p->tail = peft_alloc(streams, sizeof *p->tail, err);
+    p->depth = peft_alloc(n + 1, sizeof *p->depth, err);
+    p->pending = peft_alloc(n + 1, sizeof *p->pending, err);
+    o->stream = peft_alloc(n + 1, sizeof *o->stream, err);
+    o->first_wait = peft_alloc(n + 2, sizeof *o->first_wait, err);
+    o->wait = peft_alloc((n + 1) * streams, sizeof *o->wait, err); /* one of each stream at most */
+    return p->clock && p->tail && p->depth && p->pending && o->stream && o->first_wait && o->wait;
+}
+
+bool order_steps(const OrderStep *step, int n, int streams, Order *out, PeftError *err) {
+    *out = (Order){.nstep = n};
+    Placing p = {.step = step, .streams = streams, .out = out};
+    bool ok = reserve(&p, err);
+    for (int s = 0; ok && s < streams; s++) p.tail[s] = NOTHING;
+    for (int i = 0; ok && i <= n; i++) {
+        find_pending(&p, i);
+        place(&p, i, i < n ? choose_stream(&p, i) : 0);
+    }
+    if (ok) out->first_wait[n + 1] = out->nwait;
+    free(p.clock);
+    free(p.tail);
+    free(p.depth);
+    free(p.pending);
+    if (!ok) order_free(out);
+    return ok;
+}
+
+void order_free(Order *o) {
+    free(o->stream);
+    free(o->wait);
+    free(o->first_wait);
+    *o = (Order){0};
+}
+
+/* ---- a function's steps ---- */
+
+typedef struct Ranges {
+    const PeftProgram *program;
+    const ProgramPlan *plan;
+    PeftFn fn;
+    const int64_t *sym;
+    OrderRange *range;
+    int n;
+} Ranges;
+
+static void add_range(Ranges *r, int64_t begin, int64_t bytes, bool written) {
+    r->range[r->n++] = (OrderRange){begin, begin + bytes, written};
+}
+
+/* Nobody writes the inputs. */
+static void add_buffer(Ranges *r, const PeftStep *s, int32_t ref, bool written) {
+    int i = PEFT_REF_INDEX(ref);
+    if (PEFT_REF_KIND(ref) == PEFT_REF_VAR) {
+        const PeftVar *v = &r->program->var[i];
+        add_range(r, r->plan->var_offset[i], plan_bytes(v->dtype, v->rank, v->dim, r->sym),
+                  written);
+    } else if (PEFT_REF_KIND(ref) == PEFT_REF_TEMP) {
+        const PeftTemp *t = &r->program->fn[r->fn].temp[i];
+        int64_t bytes = t->mem_class == PEFT_MEM_WORKSPACE
+                            ? step_workspace_bytes(r->program, s, r->sym)
+                            : plan_bytes(t->dtype, t->rank, t->dim, r->sym);
+        add_range(r, r->plan->persistent + r->plan->temp_offset[r->fn][i], bytes, written);
+    }
+}
+
+/* Counters of kernel_cuda.h and templates.cu that launches of a kind share lie below the arena. */
+static void add_counters(Ranges *r, PeftKernelKind kind) {
+    if (kind == PEFT_KERNEL_FULL_SUM || kind == PEFT_KERNEL_INDEX)
+        add_range(r, -1 - (int64_t)kind, 1, true);
+}
+
+static OrderStep step_ranges(Ranges *r, const PeftStep *s) {
+    PeftKernelKind kind = r->program->kernel[s->kernel].kind;
+    OrderStep out = {.range = &r->range[r->n]};
+    int before = r->n;
+    for (int k = 0; k < s->narg; k++)
+        add_buffer(r, s, s->arg[k], k >= s->nread || (kind == PEFT_KERNEL_GEMM && k == 2));
+    add_buffer(r, s, s->workspace, true);
+    add_counters(r, kind);
+    out.n = r->n - before;
+    return out;
+}
+
+bool order_function(const PeftProgram *p, const ProgramPlan *plan, PeftFn fn,
+                    const int64_t sym[PEFT_SYM_COUNT], int streams, Order *out, PeftError *err) {
+    const PeftFunction *f = &p->fn[fn];
+    Ranges r = {.program = p, .plan = plan, .fn = fn, .sym = sym};
+    size_t room = 0;
+    for (int i = 0; i < f->nstep; i++) room += (size_t)f->step[i].narg + 2;
+    r.range = peft_alloc(room, sizeof *r.range, err);
+    OrderStep *step = peft_alloc((size_t)f->nstep, sizeof *step, err);
+    bool ok = r.range && step;
+    for (int i = 0; ok && i < f->nstep; i++) step[i] = step_ranges(&r, &f->step[i]);
+    ok = ok && order_steps(step, f->nstep, streams, out, err);
+    free(r.range);
+    free(step);
+    return ok;
+}
