@@ -171,6 +171,7 @@ typedef enum PeftLaunch {
 
 #define PEFT_SUM_COLUMNS 32
 #define PEFT_SUM_BLOCKS  256
+#define PEFT_GROUP       32 /* most steps in one launch: their arguments fit a launch's 4 KB */
 
 typedef struct PeftKernel {
     const char *name; /* "k017_bias_gelu_3072": stable and readable */
@@ -180,6 +181,7 @@ typedef struct PeftKernel {
     PeftEpilogueFn epilogue; /* GEMM, or NULL */
     uint8_t launch; /* PeftLaunch of the CUDA kernel `name`; a GEMM's epilogue is one, too, unless
                        the product is plain */
+    uint8_t group;           /* it takes the arguments of up to PEFT_GROUP steps, a y of the grid each */
     int32_t block;           /* its threads in a block */
     const int32_t *site;     /* dropout sites, its last parameters */
     int32_t nsite;

@@ -207,6 +207,7 @@ copy_metrics() {
     [ "$METRICS" != "$RUNS" ] || return 0
     cp "$RUNS/baseline.json" "$METRICS/" || return 1
     for run in "$RUNS"/*/seed*/run.json; do
+        [ -e "$run" ] || continue
         to=$METRICS/${run#"$RUNS"/}
         mkdir -p "${to%/*}" && cp "${run%/*}"/{run.json,metrics.jsonl,metrics.csv} "${to%/*}/" || return 1
     done

@@ -308,7 +308,7 @@ static bool add_row(Table *t, const char *runs, const char *run, bool seeds) {
 }
 
 int main(int argc, char **argv) {
-    static Table t = {.current = -1};
+    static Table t;
     const char *no_colour = getenv("NO_COLOR"), *device = getenv("DEVICE");
     bool ok = argc > 2, seeds = false;
     for (int i = 3; i < argc; i++) /* is any program here twice? */
@@ -324,6 +324,7 @@ int main(int argc, char **argv) {
     t.colour = !(no_colour && *no_colour);
     t.vram = device && strcmp(device, "cuda") == 0;
     t.started = clock_seconds();
+    t.current = -1;
     filter(&t);
     return 0;
 }

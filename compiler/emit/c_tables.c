@@ -116,8 +116,8 @@ static void print_entries(FILE *out, const Program *p) {
         fprintf(out, ", %s", kind_name[k->kind]);
         kernel_form(k->kind, &field);
         if (p->entry[i].code >= 0)
-            fprintf(out, ", .%s = entry_%d, .launch = %s, .block = %d", field, i,
-                    launch_name[k->launch], k->block);
+            fprintf(out, ", .%s = entry_%d, .launch = %s, .block = %d, .group = %d", field, i,
+                    launch_name[k->launch], k->block, k->group);
         if (k->nsite) fprintf(out, ", .site = site_%d, .nsite = %d", i, k->nsite);
         fputs("},\n", out);
     }

@@ -205,29 +205,42 @@ static void print_full_sum(CPrinter *p) {
         c_line(p, "total += %lld * (double)%s;", (long long)p->body->cols, c_atom(p, v));
         c_close(p);
     }
-    c_line(p, "grid_sum(total, a%d);", arg_written(k, &p->args, 0));
+    c_line(p, "grid_sum(total, a%d, &%s_sum[blockIdx.y]);", arg_written(k, &p->args, 0),
+           p->code->name);
 }
 
 /* ---- functions ---- */
 
+static const char *pointer_type(const CPrinter *p, int arg, const bool *written) {
+    Type t = p->args.node[arg]->type;
+    uint8_t storage = p->code->storage[arg];
+    bool matrix = storage == DT_WORK || storage == DT_MASTER;
+    const char *type = c_is_nf4(t) ? "void" : t.dt == DT_I32 ? "int" : matrix ? "work" : "float";
+    return graph_printf(p->g, "%s%s *", written[arg] ? "" : "const ", type);
+}
+
+static char pointer_name(const CPrinter *p, int arg) {
+    return c_is_nf4(p->args.node[arg]->type) ? 'p' : 'a';
+}
+
 /* Every argument is a parameter, also those that this code does not touch: the runtime passes a
- * step's buffers as they are. */
+ * step's buffers as they are. Kernels that serve several steps at once get all of theirs. */
 static void print_parameters(CPrinter *p, const bool *written) {
     int sites = 0;
     for (int v = 0; v < p->body->n; v++) sites += p->body->instr[v].op == K_KEEP;
-    for (int i = 0; i < p->args.n; i++) {
-        Type t = p->args.node[i]->type;
-        uint8_t storage = p->code->storage[i];
-        bool matrix = storage == DT_WORK || storage == DT_MASTER;
-        const char *type = c_is_nf4(t)      ? "void"
-                           : t.dt == DT_I32 ? "int"
-                           : matrix         ? "work"
-                                            : "float";
-        fprintf(p->out, "%s%s *%c%d, ", written[i] ? "" : "const ", type, c_is_nf4(t) ? 'p' : 'a',
-                i);
-    }
+    if (p->code->group) fprintf(p->out, "const PkGroup<%d> group, ", p->args.n);
+    for (int i = 0; !p->code->group && i < p->args.n; i++)
+        fprintf(p->out, "%s%c%d, ", pointer_type(p, i, written), pointer_name(p, i), i);
     fprintf(p->out, "const int64_t *sym, int64_t rows");
     for (int i = 0; i < sites; i++) fprintf(p->out, ", int site%d", i);
+}
+
+static void open_group(CPrinter *p, const bool *written) {
+    for (int i = 0; p->code->group && i < p->args.n; i++) {
+        const char *type = pointer_type(p, i, written);
+        c_line(p, "%sconst %c%d = (%s)group.arg[blockIdx.y][%d];", type, pointer_name(p, i), i,
+               type, i);
+    }
 }
 
 static void open_views(CPrinter *p) {
@@ -250,10 +263,14 @@ void emit_kernel_cuda(FILE *out, Graph *g, const Code *code) {
     p.named = graph_alloc(g, (size_t)k->body->n + 1);
     bool *written = graph_alloc(g, (size_t)p.args.n + 1);
     for (int i = 0; i < k->nout; i++) written[arg_written(k, &p.args, i)] = true;
+    if (launch == PEFT_LAUNCH_SUM)
+        fprintf(out, "static __device__ GridSum %s_sum[%s];\n\n", code->name,
+                code->group ? "PEFT_GROUP" : "1");
     c_comment(&p);
     fprintf(out, "extern \"C\" __global__ void __launch_bounds__(%d)\n%s(", block, code->name);
     print_parameters(&p, written);
     fputs(") {\n", out);
+    open_group(&p, written);
     open_views(&p);
     c_scalars(&p, LEVEL_UNIFORM, 0);
     switch (launch) {

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { MOST_GROUPED = 14 }; /* arguments of a step */
+
 typedef struct Builder {
     Graph *g;
     const ProgramInfo *info;
@@ -173,6 +175,19 @@ static PeftStep build_step(Builder *b, const Kernel *k, int step) {
     return s;
 }
 
+/* Kernels that more than one step of the optimizer runs, such as AdamW, once for each parameter. */
+static void find_groups(Builder *b, const PeftFunction *f) {
+    for (int i = 0; i < f->nstep; i++)
+        for (int j = 0; j < i; j++) {
+            int32_t k = f->step[i].kernel;
+            const CodeEntry *e = &b->out->entry[k];
+            if (f->step[i].pass == PASS_OPTIMIZER && f->step[j].pass == PASS_OPTIMIZER &&
+                f->step[j].kernel == k && b->kernel[k].kind != PEFT_KERNEL_GEMM && e->code >= 0 &&
+                !e->nsite && f->step[i].narg <= MOST_GROUPED)
+                b->out->code[e->code].group = true;
+        }
+}
+
 static void build_outputs(Builder *b, PeftFunction *f) {
     const Function *from = &b->g->fn[b->fn];
     PeftOutput *out = graph_alloc(b->g, (size_t)from->nout * sizeof *out + 1);
@@ -199,6 +214,7 @@ static void build_function(Builder *b, PeftFn fn, const Schedule *s) {
     f->nstep = s->n;
     f->temp = b->temps.temp;
     f->ntemp = b->temps.n;
+    find_groups(b, f);
     build_outputs(b, f);
 }
 
@@ -273,6 +289,8 @@ Program *program_build(Graph *g, const ProgramInfo *info, Schedule *const sched[
     build_vars(&b);
     for (int f = 0; f < PEFT_FN_COUNT; f++)
         if (sched[f]) build_function(&b, (PeftFn)f, sched[f]);
+    for (int i = 0; i < p->table.nkernel; i++)
+        b.kernel[i].group = p->entry[i].code >= 0 && p->code[p->entry[i].code].group;
     p->table.kernel = b.kernel;
     p->table.hash = program_hash(p);
     p->graph = g;

@@ -9,12 +9,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LONGEST = 512, WIDEST_HEAD = 128 };
+enum { LONG_SUM = 1024, LONGEST = 512, WIDEST_HEAD = 128 };
+
+/* A long sum of few tiles is split over the GPU, and the parts, a tile's fp32 values on each of its
+ * multiprocessors, are added up from memory. */
+int64_t cuda_library_workspace(const PeftGemm *g) {
+    return g->k >= LONG_SUM ? 12 << 20 : 4 << 20;
+}
 
 int64_t cuda_workspace_bytes(const PeftStep *s, const int64_t sym[PEFT_SYM_COUNT]) {
     const PeftGemm *g = s->desc;
-    if (g->b_dtype != DT_NF4 && g->b_dtype != DT_NF4_PLAIN) return CUDA_LIBRARY_WORKSPACE;
-    return CUDA_LIBRARY_WORKSPACE + peft_dim(g->n, sym) * peft_dim(g->k, sym) * sym[PEFT_SYM_W];
+    int64_t library = cuda_library_workspace(g);
+    if (g->b_dtype != DT_NF4 && g->b_dtype != DT_NF4_PLAIN) return library;
+    return library + peft_dim(g->n, sym) * peft_dim(g->k, sym) * sym[PEFT_SYM_W];
 }
 
 CUdeviceptr cuda_address(const Exec *x, const void *host) {
@@ -97,7 +104,15 @@ static bool reserve(Exec *x, PeftError *err) {
                          (double)need / 1e6, CUDA_HEADROOM / 1000000, d->gpu.name,
                          (double)d->gpu.free_bytes / 1e6, (double)d->gpu.total_bytes / 1e6);
     }
-    return cuda_ok(d->api->cuMemAlloc(&d->arena, need), "reserve the planned memory", err) &&
+    CUresult result = d->api->cuMemAlloc(&d->arena, need);
+    if (result == CUDA_ERROR_OUT_OF_MEMORY) {
+        err->code = 3;
+        return peft_fail(err,
+                         "%s gave no %.1f MB although %.1f MB were free: another process took them "
+                         "meanwhile; try again, or use a smaller fit.batch",
+                         d->gpu.name, (double)need / 1e6, (double)d->gpu.free_bytes / 1e6);
+    }
+    return cuda_ok(result, "reserve the planned memory", err) &&
            cuda_ok(d->api->cuMemAlloc(&d->sym, PEFT_SYM_COUNT * sizeof(int64_t)), "reserve memory",
                    err);
 }

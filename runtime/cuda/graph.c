@@ -20,6 +20,7 @@ void cuda_close_functions(CudaExec *d) {
         for (int i = 0; o->event && i <= o->order.nstep; i++)
             if (o->event[i]) d->api->cuEventDestroy(o->event[i]);
         free(o->event);
+        free(o->arg);
         order_free(&o->order);
         cuda_timing_close(&d->timing[fn], d->api);
     }
@@ -80,8 +81,12 @@ static bool make_order(Exec *x, PeftFn fn, PeftError *err) {
         !order_function(x->program, &x->plan, fn, fn == PEFT_FN_EVAL ? x->eval_sym : x->train_sym,
                         limit, &o->order, err))
         return false;
+    const PeftFunction *f = &x->program->fn[fn];
+    void **arg = x->arg[fn];
+    o->arg = peft_alloc((size_t)f->nstep, sizeof *o->arg, err);
+    for (int i = 0; o->arg && i < f->nstep; arg += f->step[i++].narg) o->arg[i] = arg;
     o->event = peft_zalloc((size_t)o->order.nstep + 1, sizeof(CUevent), err);
-    return o->event && make_streams(x->cuda, o, err);
+    return o->arg && o->event && make_streams(x->cuda, o, err);
 }
 
 /* What comes next on the stream comes after all that step i, or the function's end, waits for. */
@@ -102,11 +107,13 @@ static bool record(const CudaExec *d, const CudaOrder *o, int32_t step, CUstream
 
 /* ---- launching ---- */
 
-/* One step on d->current; a failure names it. */
-static bool launch_step(Exec *x, PeftFn fn, int i, void *const *arg, const int64_t *sym,
-                        PeftError *err) {
-    const PeftStep *s = &x->program->fn[fn].step[i];
-    if (cuda_step(x, s, arg, x->workspace[fn][i], sym, err)) return true;
+/* Steps of one kernel, mostly a single one, on d->current; a failure names the first. */
+static bool launch_members(Exec *x, PeftFn fn, const int32_t *member, int n, const int64_t *sym,
+                           PeftError *err) {
+    const PeftStep *s = &x->program->fn[fn].step[*member];
+    void *const *arg[PEFT_GROUP];
+    for (int i = 0; i < n; i++) arg[i] = x->cuda->order[fn].arg[member[i]];
+    if (cuda_step(x, s, arg, n, x->workspace[fn][*member], sym, err)) return true;
     char why[sizeof err->msg];
     memcpy(why, err->msg, sizeof why);
     err->msg[0] = 0;
@@ -117,28 +124,28 @@ static bool launch_step(Exec *x, PeftFn fn, int i, void *const *arg, const int64
 static bool launch_marked_steps(Exec *x, PeftFn fn, const int64_t *sym, PeftError *err) {
     const PeftFunction *f = &x->program->fn[fn];
     CudaExec *d = x->cuda;
-    void **arg = x->arg[fn];
     d->current = d->stream;
-    for (int i = 0; i < f->nstep; arg += f->step[i++].narg)
+    for (int32_t i = 0; i < f->nstep; i++)
         if (!cuda_timing_mark(&d->timing[fn], d->api, i, d->stream, err) ||
-            !launch_step(x, fn, i, arg, sym, err))
+            !launch_members(x, fn, &i, 1, sym, err))
             return false;
     return cuda_timing_mark(&d->timing[fn], d->api, f->nstep, d->stream, err);
 }
 
 static bool launch_steps(Exec *x, PeftFn fn, const int64_t *sym, PeftError *err) {
-    const PeftFunction *f = &x->program->fn[fn];
     CudaExec *d = x->cuda;
     const CudaOrder *o = &d->order[fn];
-    void **arg = x->arg[fn];
+    const Order *order = &o->order;
     if (!record(d, o, ORDER_START, d->stream, err)) return false;
-    for (int i = 0; i < f->nstep; arg += f->step[i++].narg) {
-        d->current = stream_of(d, o->order.stream[i]);
-        if (!wait_for_steps(d, o, i, d->current, err) || !launch_step(x, fn, i, arg, sym, err) ||
-            !record(d, o, i, d->current, err))
+    for (int i = 0; i < order->nstep; i++) {
+        const int32_t *member = &order->member[order->first_member[i]];
+        int n = order->first_member[i + 1] - order->first_member[i];
+        d->current = stream_of(d, order->stream[i]);
+        if (!wait_for_steps(d, o, i, d->current, err) ||
+            !launch_members(x, fn, member, n, sym, err) || !record(d, o, i, d->current, err))
             return false;
     }
-    return wait_for_steps(d, o, f->nstep, d->stream, err);
+    return wait_for_steps(d, o, order->nstep, d->stream, err);
 }
 
 /* ---- graphs ---- */

@@ -14,8 +14,7 @@
 #define CUDA_STREAMS_VARIABLE "PEFTC_CUDA_STREAMS"
 
 enum {
-    CUDA_LIBRARY_WORKSPACE = 4 << 20, /* bytes that one matrix product may use */
-    CUDA_HEADROOM = 128000000,        /* bytes beside the arena: kernels, graphs, the library */
+    CUDA_HEADROOM = 128000000, /* bytes beside the arena: kernels, graphs, the library */
     CUDA_MAX_GRAPHS = 1024,
     CUDA_STREAMS = 8, /* that a function's steps are spread over */
     CUDA_MAX_STREAMS = 32
@@ -23,7 +22,8 @@ enum {
 
 typedef struct CudaOrder { /* of a function's steps */
     Order order;
-    CUevent *event; /* by step, then that of the start; NULL where nobody waits for it */
+    CUevent *event;    /* by step, then that of the start; NULL where nobody waits for it */
+    void *const **arg; /* by step of the program: its first argument */
 } CudaOrder;
 
 typedef struct CudaGraph { /* a function for one size of batch */
@@ -60,8 +60,9 @@ typedef struct CudaExec CudaExec;
 /* The device's address of a place in the host's arena; 0 for NULL. */
 CUdeviceptr cuda_address(const Exec *x, const void *host);
 
-/* Launches one step on the current stream. arg, workspace: places in the host's arena. */
-bool cuda_step(const Exec *x, const PeftStep *s, void *const *arg, void *workspace,
+/* Launches a step on the current stream, or n (at most PEFT_GROUP) of a kernel for several, as one
+ * launch; s is the first of them. arg, workspace: places in the host's arena, by step. */
+bool cuda_step(const Exec *x, const PeftStep *s, void *const *const *arg, int n, void *workspace,
                const int64_t sym[PEFT_SYM_COUNT], PeftError *err);
 
 /* The product of a GEMM step; a quantised B is what was dequantised into the workspace. */
@@ -72,6 +73,9 @@ CudaMatmul cuda_product(const Exec *x, const PeftStep *s, void *const *arg, void
  * the function's start, when all its temporaries are dead, and before it is launched. */
 bool cuda_tune_function(const Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT],
                         PeftError *err);
+
+/* Bytes that the library may use for one product. */
+int64_t cuda_library_workspace(const PeftGemm *g);
 
 /* Waits for everything launched so far. what: for the message. */
 bool cuda_wait(const Exec *x, const char *what, PeftError *err);

@@ -317,18 +317,26 @@ PK_DEVICE bool last_block(unsigned *done) {
     return last;
 }
 
-enum { PEFT_SUM_BLOCKS = 256 };
-static __device__ double grid_part[PEFT_SUM_BLOCKS];
-static __device__ unsigned grid_done;
+enum { PEFT_SUM_BLOCKS = 256, PEFT_GROUP = 32 };
+
+typedef struct GridSum { /* of one sum at a time; zeros at first */
+    double part[PEFT_SUM_BLOCKS];
+    unsigned done;
+} GridSum;
+
+/* The arguments of several steps; y of the grid says which step a block works for. */
+template <int N> struct PkGroup {
+    void *arg[PEFT_GROUP][N];
+};
 
 /* out = the sum of all threads' totals: at most PEFT_SUM_BLOCKS blocks, added up by the last one.
  */
-PK_DEVICE void grid_sum(double total, float *out) {
+PK_DEVICE void grid_sum(double total, float *out, GridSum *parts) {
     total = block_sum_double(total);
-    if (threadIdx.x == 0) grid_part[blockIdx.x] = total;
-    if (!last_block(&grid_done)) return;
+    if (threadIdx.x == 0) parts->part[blockIdx.x] = total;
+    if (!last_block(&parts->done)) return;
     double sum = 0.0;
-    for (int i = threadIdx.x; i < (int)gridDim.x; i += blockDim.x) sum += __ldcg(&grid_part[i]);
+    for (int i = threadIdx.x; i < (int)gridDim.x; i += blockDim.x) sum += __ldcg(&parts->part[i]);
     sum = block_sum_double(sum);
     if (threadIdx.x == 0) *out = (float)sum;
 }

@@ -61,20 +61,37 @@ static int64_t grid_of(const PeftKernel *k, int64_t rows, int64_t cols) {
     }
 }
 
-/* Generated code: the step's buffers, the symbols, the rows of its space, its dropout sites. */
-static bool run_generated(const Exec *x, const PeftStep *s, void *const *arg, const int64_t *sym,
-                          PeftError *err) {
+/* The arguments of steps of a kernel for several: PkGroup of kernel_cuda.h. */
+typedef struct Group {
+    CUdeviceptr at[MAX_PARAMS];
+} Group;
+
+static void pass_group(Launch *l, Group *group, const Exec *x, const PeftStep *s,
+                       void *const *const *arg, int n) {
+    for (int i = 0; i < n; i++)
+        for (int k = 0; k < s->narg; k++) group->at[i * s->narg + k] = cuda_address(x, arg[i][k]);
+    pass(l, group);
+}
+
+/* Generated code: the buffers of n steps, the symbols, the rows of their space, dropout sites. */
+static bool run_generated(const Exec *x, const PeftStep *s, void *const *const *arg, int n,
+                          const int64_t *sym, PeftError *err) {
     const PeftKernel *k = &x->program->kernel[s->kernel];
     Launch l = {.n = 0};
+    Group group;
     int64_t rows = s->rows;
-    if (s->narg + 2 + k->nsite > MAX_PARAMS)
+    int params = k->group ? PEFT_GROUP * s->narg : s->narg;
+    if (params + 2 + k->nsite > MAX_PARAMS)
         return peft_fail(err, "%s has more than %d parameters", k->name, MAX_PARAMS);
-    pass_buffers(&l, x, arg, s->narg);
+    if (k->group)
+        pass_group(&l, &group, x, s, arg, n);
+    else
+        pass_buffers(&l, x, *arg, s->narg);
     pass(&l, &x->cuda->sym);
     pass(&l, &rows);
     for (int i = 0; i < k->nsite; i++) pass(&l, (void *)&k->site[i]);
-    return launch(x, x->cuda->kernel[s->kernel], &l, grid_of(k, peft_dim(rows, sym), s->cols),
-                  k->block, err);
+    return launch2(x, x->cuda->kernel[s->kernel], &l, grid_of(k, peft_dim(rows, sym), s->cols), n,
+                   k->block, err);
 }
 
 /* An NF4 operand is dequantised behind the library's part of the workspace. */
@@ -108,25 +125,25 @@ CudaMatmul cuda_product(const Exec *x, const PeftStep *s, void *const *arg, void
                           .b = cuda_address(x, arg[1]),
                           .c = cuda_address(x, arg[2]),
                           .workspace = cuda_address(x, workspace),
-                          .workspace_bytes = CUDA_LIBRARY_WORKSPACE};
+                          .workspace_bytes = (size_t)cuda_library_workspace(g)};
     if (g->plain) product.scale = (float)g->scale;
     if (g->plain && g->addend >= 0) product.addend = cuda_address(x, arg[g->addend]);
-    if (is_quantised(g)) product.b = product.workspace + CUDA_LIBRARY_WORKSPACE;
+    if (is_quantised(g)) product.b = product.workspace + product.workspace_bytes;
     return product;
 }
 
 /* The product, then what is fused behind it as a kernel over its elements or rows. */
-static bool run_gemm(const Exec *x, const PeftStep *s, void *const *arg, void *workspace,
+static bool run_gemm(const Exec *x, const PeftStep *s, void *const *const *arg, void *workspace,
                      const int64_t *sym, PeftError *err) {
     const PeftGemm *g = s->desc;
     CudaExec *d = x->cuda;
-    CudaMatmul product = cuda_product(x, s, arg, workspace, sym);
+    CudaMatmul product = cuda_product(x, s, *arg, workspace, sym);
     if (is_quantised(g) &&
-        !dequantise(x, &arg[1], product.b, product.n * product.k, g->b_dtype == DT_NF4, err))
+        !dequantise(x, &(*arg)[1], product.b, product.n * product.k, g->b_dtype == DT_NF4, err))
         return false;
     if (!cuda_gemm_run(d->gemm, &product, d->current, err)) return false;
     return x->program->kernel[s->kernel].launch == PEFT_LAUNCH_NONE ||
-           run_generated(x, s, arg, sym, err);
+           run_generated(x, s, arg, 1, sym, err);
 }
 
 static bool run_attention(const Exec *x, const PeftStep *s, void *const *arg, const int64_t *sym,
@@ -175,15 +192,15 @@ static bool run_indexed(const Exec *x, const PeftStep *s, void *const *arg, cons
     }
 }
 
-bool cuda_step(const Exec *x, const PeftStep *s, void *const *arg, void *workspace,
+bool cuda_step(const Exec *x, const PeftStep *s, void *const *const *arg, int n, void *workspace,
                const int64_t sym[PEFT_SYM_COUNT], PeftError *err) {
     switch (x->program->kernel[s->kernel].kind) {
     case PEFT_KERNEL_MAP:
     case PEFT_KERNEL_COLUMN_SUM:
-    case PEFT_KERNEL_FULL_SUM: return run_generated(x, s, arg, sym, err);
+    case PEFT_KERNEL_FULL_SUM: return run_generated(x, s, arg, n, sym, err);
     case PEFT_KERNEL_GEMM: return run_gemm(x, s, arg, workspace, sym, err);
     case PEFT_KERNEL_ATTENTION:
-    case PEFT_KERNEL_ATTENTION_GRAD: return run_attention(x, s, arg, sym, err);
-    default: return run_indexed(x, s, arg, sym, err);
+    case PEFT_KERNEL_ATTENTION_GRAD: return run_attention(x, s, *arg, sym, err);
+    default: return run_indexed(x, s, *arg, sym, err);
     }
 }

@@ -134,6 +134,8 @@ void order_free(Order *o) {
     free(o->stream);
     free(o->wait);
     free(o->first_wait);
+    free(o->member);
+    free(o->first_member);
     *o = (Order){0};
 }
 
@@ -168,10 +170,13 @@ static void add_buffer(Ranges *r, const PeftStep *s, int32_t ref, bool written) 
     }
 }
 
-/* Counters of kernel_cuda.h and templates.cu that launches of a kind share lie below the arena. */
-static void add_counters(Ranges *r, PeftKernelKind kind) {
-    if (kind == PEFT_KERNEL_FULL_SUM || kind == PEFT_KERNEL_INDEX)
-        add_range(r, -1 - (int64_t)kind, 1, true);
+/* Counters that launches of the same code share lie below the arena. */
+static void add_counters(Ranges *r, PeftKernelKind kind, int32_t kernel) {
+    const PeftKernel *k = r->program->kernel;
+    int32_t same = 0;
+    if (kind != PEFT_KERNEL_FULL_SUM && kind != PEFT_KERNEL_INDEX) return;
+    while (strcmp(k[same].name, k[kernel].name) != 0) same++;
+    add_range(r, -1 - (int64_t)same, 1, true);
 }
 
 static OrderStep step_ranges(Ranges *r, const PeftStep *s) {
@@ -181,23 +186,118 @@ static OrderStep step_ranges(Ranges *r, const PeftStep *s) {
     for (int k = 0; k < s->narg; k++)
         add_buffer(r, s, s->arg[k], k >= s->nread || (kind == PEFT_KERNEL_GEMM && k == 2));
     add_buffer(r, s, s->workspace, true);
-    add_counters(r, kind);
+    add_counters(r, kind, s->kernel);
     out.n = r->n - before;
     return out;
+}
+
+/* ---- groups ---- */
+
+typedef struct Group { /* of steps that one launch serves, in the program's order */
+    int32_t first, last, n;
+} Group;
+
+typedef struct Grouping {
+    const PeftFunction *f;
+    const PeftProgram *program;
+    const OrderStep *step;
+    int32_t *next;  /* by step: the next one of its group, or NOTHING */
+    int32_t *group; /* by step: the group that it is the last of so far, or NOTHING */
+    Group *of;
+    int n;
+} Grouping;
+
+/* Members have counters of their own: those that launches share are each step's last range. */
+static OrderStep without_counters(const Grouping *g, int i) {
+    OrderStep s = g->step[i];
+    s.n -= g->program->kernel[g->f->step[i].kernel].kind == PEFT_KERNEL_FULL_SUM;
+    return s;
+}
+
+/* Whether the group may wait until step i, and step i be one of it. */
+static bool can_join(const Grouping *g, const Group *group, int i) {
+    const PeftStep *a = &g->f->step[group->first], *b = &g->f->step[i];
+    if (a->kernel != b->kernel || a->rows != b->rows || group->n == PEFT_GROUP) return false;
+    OrderStep last = without_counters(g, i);
+    for (int m = group->first; m != NOTHING; m = g->next[m]) {
+        OrderStep member = without_counters(g, m);
+        if (conflict(&member, &last)) return false;
+        for (int j = group->last + 1; j < i; j++)
+            if (conflict(&member, &g->step[j])) return false;
+    }
+    return true;
+}
+
+static void find_groups(Grouping *g) {
+    for (int i = 0; i < g->f->nstep; i++) {
+        bool grouped = g->program->kernel[g->f->step[i].kernel].group;
+        int k = g->n - 1;
+        while (grouped && k >= 0 && !can_join(g, &g->of[k], i)) k--;
+        g->next[i] = NOTHING;
+        if (grouped && k >= 0) {
+            g->next[g->of[k].last] = i;
+            g->group[g->of[k].last] = NOTHING;
+        } else {
+            k = g->n++;
+            g->of[k] = (Group){.first = i};
+        }
+        g->of[k].last = i;
+        g->group[i] = k;
+        g->of[k].n++;
+    }
+}
+
+/* Each group is a step in the place of its last member. Their ranges are copied side by side. */
+static bool join_groups(const Grouping *g, OrderStep *joined, OrderRange *range, Order *out,
+                        PeftError *err) {
+    int n = 0, nmember = 0, nrange = 0;
+    out->member = peft_alloc((size_t)g->f->nstep + 1, sizeof *out->member, err);
+    out->first_member = peft_alloc((size_t)g->n + 1, sizeof *out->first_member, err);
+    if (!out->member || !out->first_member) return false;
+    for (int i = 0; i < g->f->nstep; i++) {
+        if (g->group[i] == NOTHING) continue;
+        out->first_member[n] = nmember;
+        joined[n] = (OrderStep){.range = &range[nrange]};
+        for (int m = g->of[g->group[i]].first; m != NOTHING; m = g->next[m]) {
+            out->member[nmember++] = m;
+            for (int k = 0; k < g->step[m].n; k++) range[nrange++] = g->step[m].range[k];
+        }
+        joined[n].n = (int)(&range[nrange] - joined[n].range);
+        n++;
+    }
+    out->first_member[n] = nmember;
+    return true;
 }
 
 bool order_function(const PeftProgram *p, const ProgramPlan *plan, PeftFn fn,
                     const int64_t sym[PEFT_SYM_COUNT], int streams, Order *out, PeftError *err) {
     const PeftFunction *f = &p->fn[fn];
     Ranges r = {.program = p, .plan = plan, .fn = fn, .sym = sym};
-    size_t room = 0;
+    size_t room = 0, n = (size_t)f->nstep;
+    *out = (Order){0};
     for (int i = 0; i < f->nstep; i++) room += (size_t)f->step[i].narg + 2;
-    r.range = peft_alloc(room, sizeof *r.range, err);
-    OrderStep *step = peft_alloc((size_t)f->nstep, sizeof *step, err);
-    bool ok = r.range && step;
+    r.range = peft_alloc(2 * room, sizeof *r.range, err);
+    OrderStep *step = peft_alloc(2 * n, sizeof *step, err);
+    Grouping g = {.f = f, .program = p, .step = step};
+    g.next = peft_alloc(n, sizeof *g.next, err);
+    g.group = peft_alloc(n, sizeof *g.group, err);
+    g.of = peft_alloc(n, sizeof *g.of, err);
+    Order members = {0};
+    bool ok = r.range && step && g.next && g.group && g.of;
     for (int i = 0; ok && i < f->nstep; i++) step[i] = step_ranges(&r, &f->step[i]);
-    ok = ok && order_steps(step, f->nstep, streams, out, err);
+    if (ok) find_groups(&g);
+    ok = ok && join_groups(&g, step + n, r.range + room, &members, err) &&
+         order_steps(step + n, g.n, streams, out, err);
+    if (ok) {
+        out->member = members.member;
+        out->first_member = members.first_member;
+    } else {
+        order_free(&members);
+    }
     free(r.range);
     free(step);
+    free(g.next);
+    free(g.group);
+    free(g.of);
     return ok;
 }

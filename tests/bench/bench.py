@@ -57,14 +57,27 @@ def theirs(variant: str, shape: str, batches: pathlib.Path, a) -> dict:
 
 def gemm_share(profile: dict, ceiling: float) -> float:
     """GEMM FLOP/s over the time of the kernels that are GEMMs, as a share of the ceiling (GFLOP/s)."""
-    gemms = [k for k in profile["kernel"] if k["gflop_s"] > 0]
-    work = sum(k["gflop_s"] * k["us_per_step"] for k in gemms)
+    gemms = [k for k in profile["kernel"] if k["tflop_s"] > 0]
+    work = sum(1e3 * k["tflop_s"] * k["us_per_step"] for k in gemms)
     return work / sum(k["us_per_step"] for k in gemms) / ceiling
 
 
-def ceiling_gflops(threads: int) -> float:
-    text = command(ROOT / "build/bench/bench_gemm", threads, "ceiling")
-    return float(text)
+def ceiling_gflops(a) -> float:
+    return float(command(a.build / "bench/bench_gemm", a.threads, "ceiling"))
+
+
+def write_batches(batches: pathlib.Path, steps: int, a) -> None:
+    command(sys.executable, ROOT / "tests/bench/torch_step.py", "--data", a.data, "--base", a.base,
+            "--write-batches", batches, "--steps", steps, "--warmup", 0)
+
+
+def compile_program(variant: str, base: pathlib.Path, program: pathlib.Path, build: pathlib.Path) -> None:
+    command(build / "peftc", ROOT / f"models/{variant}.bert", "--base", base, "-o", program)
+
+
+def commit() -> str:
+    return subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], stdout=subprocess.PIPE,
+                          text=True, check=False).stdout.strip()
 
 
 def main() -> None:
@@ -76,22 +89,22 @@ def main() -> None:
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--steps", type=int, default=12)
     p.add_argument("--rounds", type=int, default=2)
+    p.add_argument("--build", type=pathlib.Path, default=ROOT / "build", metavar="DIR", help="holds peftc")
     p.add_argument("--out", default=str(ROOT / "metrics/bench_cpu.json"))
     a = p.parse_args()
-    work = ROOT / "build/bench"
+    work = a.build / "bench"
     work.mkdir(parents=True, exist_ok=True)
     batches = work / "batches.json"
-    command(sys.executable, ROOT / "tests/bench/torch_step.py", "--data", a.data, "--base", a.base,
-            "--write-batches", batches, "--steps", a.steps, "--warmup", 2)
+    write_batches(batches, 2 + a.steps, a)
     rows, ceilings = [], []
     for shape in a.shapes.split(","):
         base = base_folder(shape, a.base, work)
         for variant in a.variants.split(","):
             program = work / f"{shape}_{variant}"
-            command(ROOT / "build/peftc", ROOT / f"models/{variant}.bert", "--base", base, "-o", program)
+            compile_program(variant, base, program, a.build)
             best_ours = best_theirs = None
             for _ in range(a.rounds):
-                ceilings.append(ceiling_gflops(a.threads))
+                ceilings.append(ceiling_gflops(a))
                 mine, peer = ours(program, base, a), theirs(variant, shape, batches, a)
                 if best_ours is None or mine["ms_median"] < best_ours["ms_median"]:
                     best_ours = mine
@@ -103,11 +116,9 @@ def main() -> None:
                              arena_mb=best_ours["arena_bytes"] / 1e6, torch_peak_rss_mb=best_theirs["peak_rss_mb"],
                              gemm_share=gemm_share(best_ours, max(ceilings))))
             print(json.dumps(rows[-1]), file=sys.stderr)
-    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], stdout=subprocess.PIPE,
-                            text=True, check=False).stdout.strip()
     cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
     result = dict(device=cpu, threads=a.threads, ceiling_gflops=max(ceilings), load=os.getloadavg()[0],
-                  torch=best_theirs.get("torch", "?"), commit=commit,
+                  torch=best_theirs.get("torch", "?"), commit=commit(),
                   date=datetime.date.today().isoformat(), rows=rows)
     pathlib.Path(a.out).write_text(json.dumps(result, indent=2) + "\n")
     print(f"{cpu}, {a.threads} threads, ceiling {max(ceilings):.0f} GFLOP/s, torch {result['torch']}\n")

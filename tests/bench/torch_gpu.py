@@ -98,7 +98,12 @@ def make_inputs(batches: list[list[int]], multiple: int) -> list[dict]:
 
 def capture(step: Step, inputs: list[dict]):
     """A runner that copies a batch into its length's tensors and replays that length's graph."""
-    graphs, pool = {}, None
+    graphs, pool, side = {}, None, torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for batch in inputs[:3]:
+            step(batch)
+    torch.cuda.current_stream().wait_stream(side)
     for batch in inputs:
         key = tuple(batch["input_ids"].shape)
         if key in graphs:
@@ -120,24 +125,14 @@ def capture(step: Step, inputs: list[dict]):
     return run
 
 
-def first_step(step: Step, batch: dict) -> None:
-    """On a stream of its own, as capturing asks for."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3 if step.optimizer.defaults["capturable"] else 1):
-            step(batch)
-    torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.synchronize()
-
-
 def measure(a) -> dict:
     torch.manual_seed(42)
     batches = json.load(open(a.batches))[: a.steps]
     model = make_model(a)
     inputs = make_inputs(batches, a.pad if a.mode == "compile" else 1)
     step = Step(model, a.mode)
-    first_step(step, inputs[0])
+    step(inputs[0])
+    torch.cuda.synchronize()
     first = time.time() - a.started
     run = capture(step, inputs) if a.mode == "graph" else step
     for batch in inputs:

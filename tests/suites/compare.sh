@@ -302,6 +302,29 @@ check "both go on and are compared" env SEEDS=5,6 timeout 100 tools/compare.sh
 whole() { for s in 5 6; do [ "$(grep -c '"epoch"' "$RUNS/lora_r8/seed$s/metrics.jsonl")" = 60 ] || return 1; done; }
 check "with every epoch once" whole
 
+# ---- on a GPU that computes nothing (fake_cuda.c) ----
+
+fake() { # the three libraries, in $tmp/gpu
+    mkdir -p "$tmp/gpu" && "${CC:-cc}" -w -shared -fPIC -I. -DSTUBS -c -o "$tmp/gpu/a.o" tests/suites/fake_cuda.c &&
+        "${CC:-cc}" -w -shared -fPIC -I. -c -o "$tmp/gpu/b.o" tests/suites/fake_cuda.c &&
+        "${CC:-cc}" -shared -o "$tmp/gpu/libcuda.so.1" "$tmp"/gpu/[ab].o &&
+        cp "$tmp/gpu/libcuda.so.1" "$tmp/gpu/libnvrtc.so.12" && cp "$tmp/gpu/libcuda.so.1" "$tmp/gpu/libcublasLt.so.12"
+}
+check "a GPU that computes nothing" fake
+gpu() { PEFTC_CUDA_LIBS=$tmp/gpu PEFTC_CACHE=$tmp/cache DEVICE=cuda EPOCHS=1 RUNS=$tmp/cuda "$@" tools/compare.sh; }
+check "runs on it are compared" gpu env SEEDS=1
+cp "$tmp/log" "$tmp/table"
+says_gpu() {
+    cat "$tmp/cuda/lora_r8/seed1/run.json"
+    grep -qE '"gpu": "Fake GPU"' "$tmp/cuda/lora_r8/seed1/run.json" && grep -q '"compute": "bf16"' "$tmp/cuda/lora_r8/seed1/run.json" &&
+        grep -qE '"driver": "([0-9.]+, )?CUDA [0-9]+\.[0-9]+"' "$tmp/cuda/lora_r8/seed1/run.json"
+}
+check "run.json says which, its driver and how it computed" says_gpu
+check "so does comparison.json, and fits the schema" bash -c "'$bin/schema' docs/comparison.schema.json '$tmp/cuda/comparison.json' &&
+    grep -q '\"gpu\": \"Fake GPU\"' '$tmp/cuda/comparison.json'"
+check "the table says VRAM, and on what" bash -c "grep -q 'VRAM MB' '$tmp/table' && grep -q 'measured on Fake GPU, driver .*, matrices in bf16' '$tmp/table'"
+says "COMPUTE is a setting" 1 "> device cuda fp32" gpu env SEEDS=1 COMPUTE=fp32
+
 # ---- on a terminal ----
 
 # What a terminal of WIDTH columns shows at the end of a stream; fails when a mode was changed.
@@ -393,6 +416,10 @@ T
     export RUNS=$tmp/made EPOCHS=1
     check "make compare on a terminal" on_terminal 60 env AGAIN=1 tools/compare.sh
     check "a row a run, all done" shows 'lora_r8 1 +100% +done .*' 'lora_r8 2 +100% +done .*' '2 of 2 done, .*'
+    check "a run alone on 60 columns" on_terminal 60 "$RUNS/lora_r8/run" train --base examples/base --data "$tmp/data" \
+        --out "$tmp/alone" --overwrite --threads 1 --set fit.epochs=8
+    check "says how far it is" grep -q 'lora_r8 epoch 1/8 .*4/4 | loss ' "$tmp/stream"
+    check "that leaves nothing behind" lacks shown ' left$|evaluating'
     plain() { tools/compare.sh >"$tmp/stream" 2>&1 && grep -q 'finished before' "$tmp/stream" && lacks stream $'\033'; }
     check "elsewhere there are plain lines" plain
 
@@ -420,7 +447,7 @@ C
     check "the table says how far it came" shows 'lora_r8 .* +[0-9]+% +stopped .*' '0 of 1 done, .*' 'make compare: interrupted.*'
 fi
 
-if mkdir "$tmp/full" && mount -t tmpfs -o size=256k tmpfs "$tmp/full" 2>/dev/null; then
+if mkdir "$tmp/full" && mount -t tmpfs -o size=400k tmpfs "$tmp/full" 2>/dev/null; then
     says "a full disk" 1 "No space left" env RUNS="$tmp/full" METRICS="$tmp/metrics2" SEEDS=1 tools/compare.sh
     umount "$tmp/full"
 else

@@ -1,7 +1,8 @@
 /* A CUDA driver, NVRTC and cuBLASLt without a GPU, for what programs do around their kernels: every
  * call succeeds and computes nothing. Compiled twice and linked: with -DSTUBS the functions that
- * only succeed, without it those that give something back. FREE: bytes of free memory. Events are a
- * microsecond apart; a cubin says which options it was compiled with. */
+ * only succeed, without it those that give something back. FREE: bytes of free memory, MOST: that
+ * it gives at once. Events are a microsecond apart; a cubin says which options it was compiled
+ * with. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -23,6 +24,9 @@ CUDA_CUBLASLT_API(X)
 
 #ifndef FREE
 #define FREE 70000000000
+#endif
+#ifndef MOST
+#define MOST 70000000000
 #endif
 #ifndef MINOR
 #define MINOR 0
@@ -77,6 +81,7 @@ CUresult cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes) {
 }
 
 CUresult cuMemAlloc_v2(CUdeviceptr *at, size_t bytes) {
+    if (bytes > MOST) return CUDA_ERROR_OUT_OF_MEMORY;
     taken += bytes;
     *at = (CUdeviceptr)1 << 40;
     return CUDA_SUCCESS;

@@ -9,7 +9,7 @@
 # is off by at most 2^-9 = 2e-3 of an element; through the eight sub-layers of the base a logit by some 1 %
 # (tests/golden/bf16_models.py on models of two and three layers: 0.4 to 2 %): 1e-2 of the loss.
 set -u
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../.." || exit
 build=${PEFTC_BUILD:-build}
 tmp=$(mktemp -d "${PEFTC_TMP:-${TMPDIR:-/tmp}}/gpu.XXXXXX") peftc=$build/peftc
 trap 'rm -rf "$tmp"' EXIT
@@ -53,17 +53,20 @@ same() { # PROGRAM OUT OUT
 # ---- data, programs, the GPU ----
 
 # 48 rows are two steps an epoch, of 32 and of 16 rows; the last step of an epoch is always recorded.
-mkdir -p "$tmp/all" "$data"
-"$build/phrases" "$tmp/all" || { echo "FAIL setup: phrases"; exit 1; }
-for f in train validation test; do head -49 "$tmp/all/$f.tsv" >"$data/$f.tsv"; done
-for m in $variants; do
-    "$peftc" "models/$m.bert" --base $base --opt 1 -o "$tmp/$m" || { echo "FAIL setup: $m"; exit 1; }
-done
-has_gpu() { "$tmp/lora_r16" devices --json | grep -q '"usable": *true'; }
 gpu=no
-if has_gpu; then gpu=yes; elif [ "${PEFTC_GPU:-}" = require ]; then
-    case_fail "a GPU" "none that can be used: $("$tmp/lora_r16" devices | tr '\n' ' ')"
-fi
+has_gpu() { "$tmp/lora_r16" devices --json | grep -q '"usable": *true'; }
+setup() {
+    local f m
+    mkdir -p "$tmp/all" "$data"
+    "$build/phrases" "$tmp/all" || { case_fail setup phrases; return 1; }
+    for f in train validation test; do head -49 "$tmp/all/$f.tsv" >"$data/$f.tsv"; done
+    for m in $variants; do
+        "$peftc" "models/$m.bert" --base $base --opt 1 -o "$tmp/$m" || { case_fail setup "$m"; return 1; }
+    done
+    if has_gpu; then gpu=yes; elif [ "${PEFTC_GPU:-}" = require ]; then
+        case_fail "a GPU" "none that can be used: $("$tmp/lora_r16" devices | tr '\n' ' ')"
+    fi
+}
 needs_gpu() { # PART: true with a GPU; says what is skipped without
     [ $gpu = yes ] || { echo "skip $1: no GPU that can be used"; return 1; }
 }
@@ -189,7 +192,7 @@ compiler_faults() { # NVRTC without a GPU
     for f in libnvrtc.so.13 libnvrtc.so.12 libnvrtc.so; do echo "not a library" >"$junk/$f"; done
     check "a file that is no library is named" eval \
         "PEFTC_CUDA_LIBS=$junk $nvrtc 80 $tmp/kernels.cu 2>&1 | grep -E 'no NVRTC: .*(invalid ELF header|file too short)'"
-    if PEFTC_CACHE= "$nvrtc" 80 "$tmp/kernels.cu" >/dev/null 2>"$tmp/log"; then
+    if PEFTC_CACHE='' "$nvrtc" 80 "$tmp/kernels.cu" >/dev/null 2>"$tmp/log"; then
         local first="env PEFTC_CACHE=$tmp/cubins $nvrtc 80 $tmp/kernels.cu"
         check "a compilation fills the cache" eval "$first && ls $tmp/cubins/* >/dev/null"
         check "a damaged cache is compiled again" eval "damage '$tmp/cubins' && $first"
@@ -248,7 +251,11 @@ part_sanitizer() {
     done | xargs -P "$(($(nproc) < 6 ? $(nproc) : 6))" -L1 bash -c 'sanitize "$0" "$1"'
 }
 
-for part in $parts; do
-    declare -F "part_$part" >/dev/null || { echo "FAIL gpu.sh: no part '$part'; see the head of this file"; continue; }
-    "part_$part"
-done
+all_parts() {
+    local part
+    for part in $parts; do
+        if declare -F "part_$part" >/dev/null; then "part_$part"; else case_fail "gpu.sh" "no part '$part'; see its head"; fi
+    done
+}
+{ setup && all_parts; } 2>&1 | tee "$tmp/results"
+! grep -q '^FAIL' "$tmp/results"

@@ -51,6 +51,7 @@ fake() { # DIR OPTIONS...: the three libraries
 }
 check "a GPU that computes nothing" fake gpu
 check "one with little memory" fake small -DFREE=146500000
+check "one whose memory others took" fake taken -DMOST=1000000
 check "one of a later minor version" fake minor -DMINOR=4
 export PEFTC_CACHE=$tmp/cache
 on() { PEFTC_CUDA_LIBS=$tmp/$1 "${@:2}"; } # FAKE COMMAND...
@@ -85,6 +86,7 @@ check "over --memory: the largest batch" suggestion none "$tmp/run" --memory 1.3
 check "over --memory: a multiple of the parts" suggestion none "$tmp/acc" --memory 1MB
 check "over the GPU's memory: the largest batch" suggestion small "$tmp/run" --device cuda --set fit.batch=160
 run=$tmp/run
+check "memory that is gone meanwhile" refuses 3 "another process took them" on taken fed train --out "$tmp/no" --device cuda
 check "plan says the same" refuses 3 "the largest that fits is --set fit.batch=" fed plan --memory 1.3MB
 check "nothing fits" refuses 3 "not even --set fit.batch=1 fits" fed train --out "$tmp/no" --memory 10KB
 check "a size that is none" refuses 2 "is not a size" fed train --out "$tmp/no" --memory 3x

@@ -309,11 +309,6 @@ static Touch touch_of(const Compiled *m, const PeftStep *s, int k) {
 }
 
 static bool program_conflict(const Compiled *m, const PeftStep *a, const PeftStep *b) {
-    const PeftKernel *kernel = m->program->table.kernel;
-    PeftKernelKind kind = kernel[a->kernel].kind;
-    if (kind == kernel[b->kernel].kind &&
-        (kind == PEFT_KERNEL_FULL_SUM || kind == PEFT_KERNEL_INDEX))
-        return true; /* they share counters */
     for (int i = 0; i <= a->narg; i++)
         for (int k = 0; k <= b->narg; k++) {
             Touch x = touch_of(m, a, i), y = touch_of(m, b, k);
@@ -321,6 +316,13 @@ static bool program_conflict(const Compiled *m, const PeftStep *a, const PeftSte
             if (begin < x.end && begin < y.end && (x.written || y.written)) return true;
         }
     return false;
+}
+
+static bool share_counters(const Compiled *m, const PeftStep *a, const PeftStep *b) {
+    const PeftKernel *x = &m->program->table.kernel[a->kernel],
+                     *y = &m->program->table.kernel[b->kernel];
+    return (x->kind == PEFT_KERNEL_FULL_SUM || x->kind == PEFT_KERNEL_INDEX) &&
+           strcmp(x->name, y->name) == 0;
 }
 
 /* Every temporary is written before it is read: the tables say what a step writes. */
@@ -369,6 +371,38 @@ static Order program_order(const Compiled *m, int streams) {
     return o;
 }
 
+/* By step of the program: the launch that it is part of. Each is in one; those of a launch run the
+ * same kernel over as many rows, and are in the program's order. */
+static int *launches(const PeftFunction *f, const Order *o) {
+    int *of = malloc((size_t)f->nstep * sizeof *of);
+    assert_non_null(of);
+    for (int i = 0; i < f->nstep; i++) of[i] = -1;
+    for (int l = 0; l < o->nstep; l++) {
+        int first = o->first_member[l], end = o->first_member[l + 1];
+        assert_in_range(end - first, 1, PEFT_GROUP);
+        for (int m = first; m < end; m++) {
+            const PeftStep *a = &f->step[o->member[first]], *b = &f->step[o->member[m]];
+            assert_int_equal(of[o->member[m]], -1);
+            assert_true(m == first || o->member[m] > o->member[m - 1]);
+            assert_true(a->kernel == b->kernel && a->rows == b->rows);
+            of[o->member[m]] = l;
+        }
+    }
+    assert_int_equal(o->first_member[o->nstep], f->nstep);
+    return of;
+}
+
+/* Launches of conflicting steps keep the program's order; those that share counters do not run at
+ * the same time. */
+static void check_pair(const Compiled *m, const bool *before, int width, const int *launch, int i,
+                       int j) {
+    const PeftFunction *f = &m->program->table.fn[PEFT_FN_TRAIN];
+    bool kept = before[launch[i] * width + launch[j]];
+    if (!kept) assert_false(program_conflict(m, &f->step[i], &f->step[j]));
+    if (kept || launch[i] == launch[j] || before[launch[j] * width + launch[i]]) return;
+    assert_false(share_counters(m, &f->step[i], &f->step[j]));
+}
+
 static void check_program(const char *path, double most) {
     Compiled m;
     open_model(&m, path);
@@ -377,13 +411,15 @@ static void check_program(const char *path, double most) {
     check_slack(&m);
     Order o = program_order(&m, CUDA_STREAMS), free_order = program_order(&m, f->nstep);
     bool *before = all_pairs(&o, -1);
+    int *launch = launches(f, &o);
     for (int i = 0; i < f->nstep; i++)
-        for (int j = 0; j < i; j++)
-            if (!before[i * (f->nstep + 1) + j])
-                assert_false(program_conflict(&m, &f->step[i], &f->step[j]));
-    print_message("%s: steps %d, longest chain %d on %d streams (%d waits), %d on any; %.1f MB\n",
-                  path, f->nstep, o.longest, CUDA_STREAMS, o.nwait, free_order.longest,
+        for (int j = 0; j < i; j++) check_pair(&m, before, o.nstep + 1, launch, i, j);
+    print_message("%s: %d steps in %d launches, longest chain %d on %d streams (%d waits), %d on"
+                  " any; %.1f MB\n",
+                  path, f->nstep, o.nstep, o.longest, CUDA_STREAMS, o.nwait, free_order.longest,
                   (double)m.plan.peak / 1e6);
+    assert_true(o.nstep < f->nstep);
+    free(launch);
     assert_true(o.longest < most * f->nstep);
     free(before);
     order_free(&o);

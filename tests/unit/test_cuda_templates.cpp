@@ -259,6 +259,7 @@ static void column_sums_add_in_order(void **) {
 
 static void grid_sums_repeat(void **) {
     for (unsigned grid : {1u, 3u, 256u}) {
+        device::GridSum parts = {};
         const std::vector<float> x = random_floats(grid * 64);
         double want = 0;
         for (float v : x) want += v;
@@ -266,7 +267,7 @@ static void grid_sums_repeat(void **) {
         for (Order order : {FORWARD, REVERSE, SHUFFLED}) {
             Guarded<float> got(1);
             run_kernel(grid, 1, 64, order,
-                       [&] { device::grid_sum(x[blockIdx.x * 64 + threadIdx.x], got.data()); });
+                       [&] { device::grid_sum(x[blockIdx.x * 64 + threadIdx.x], got.data(), &parts); });
             assert_true(fabs(got[0] - want) <= 1e-6 * std::max(1.0, fabs(want)));
             got.check();
             if (order == FORWARD) first = got;

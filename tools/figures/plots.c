@@ -393,7 +393,7 @@ static void quality_script(const Figures *f, FILE *out) {
     int foot = script_foot(f, WIDTH, true), height = foot + 440;
     double least = 1, most = 0, by[MAX_METHODS];
     CostAxis parameters = parameters_axis(f), peak = peak_axis(f);
-    bool moved = cost_moves(f, &parameters, by) | cost_moves(f, &peak, by);
+    bool moved = cost_moves(f, &parameters, by) || cost_moves(f, &peak, by);
     for (int i = 0; i < f->n; i++) {
         const Method *m = &f->method[i];
         least = fmin(least, m->f1 - m->noise), most = fmax(most, m->f1 + m->noise);
