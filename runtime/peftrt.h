@@ -192,8 +192,8 @@ typedef struct PeftGemm { /* C[m,n] = op(A) op(B), arguments 0, 1, 2 of the step
     uint8_t trans_a, trans_b;
     uint8_t b_dtype; /* a DT_NF4 form is dequantised first, or while it is packed */
     uint8_t c_dtype; /* DT_WORK or DT_F32; A and B are in the work type */
-    uint8_t plain;   /* C = scale A B + argument `addend` (-1: nothing) is all, epilogue included */
-    int32_t addend;
+    uint8_t plain;   /* all of it, epilogue included, is C = scale A B + addend + bias: */
+    int32_t addend, bias; /* arguments of C's shape and with a value for each column; -1: none */
     double scale;
 } PeftGemm;
 

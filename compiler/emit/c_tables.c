@@ -185,9 +185,9 @@ static void print_desc(FILE *out, PeftKernelKind kind, const void *desc) {
         const PeftGemm *d = desc;
         fprintf(out,
                 "&(const PeftGemm){%" PRId64 ", %" PRId64 ", %" PRId64
-                ", %d, %d, %s, %s, %d, %d, %.17g}",
+                ", %d, %d, %s, %s, %d, %d, %d, %.17g}",
                 d->m, d->n, d->k, d->trans_a, d->trans_b, dtype_name[d->b_dtype],
-                dtype_name[d->c_dtype], d->plain, d->addend, d->scale);
+                dtype_name[d->c_dtype], d->plain, d->addend, d->bias, d->scale);
     } else if (kind == PEFT_KERNEL_ATTENTION || kind == PEFT_KERNEL_ATTENTION_GRAD) {
         const PeftAttention *d = desc;
         fprintf(out, "&(const PeftAttention){%d, %d, %" PRId64 ", %" PRId64 ", ", d->heads, d->site,

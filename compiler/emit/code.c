@@ -223,10 +223,9 @@ int32_t code_find(Graph *g, Program *p, const Kernel *k, const Args *args, const
     }
     Code *c = &p->code[p->ncode];
     *c = (Code){.kernel = k, .where = where, .hash = hash, .key = key, .steps = 1};
-    double scale;
-    int32_t addend;
+    PeftGemm ignored;
     c->storage = args->storage;
-    c->plain = plain_product(k, args, &scale, &addend);
+    c->plain = plain_product(k, args, &ignored);
     c->name = graph_printf(g, "k%03d_%s_%lld", p->ncode, kernel_label(g, k, '_', 4),
                            (long long)k->body->cols);
     return p->ncode++;

@@ -35,7 +35,7 @@ typedef struct Code {
     const char *where;      /* model lines of its nodes */
     const uint8_t *storage; /* DType of each argument that it reads or writes */
     bool plain;             /* a product without epilogue, seen from a GPU */
-    bool group; /* several steps of an optimizer run it: a GPU launches them together */
+    bool group;             /* several steps of an optimizer run it: a GPU launches them together */
     uint64_t hash;
     const char *key;
     int32_t steps; /* that run it */

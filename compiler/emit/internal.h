@@ -39,15 +39,21 @@ char *kernel_label(Graph *g, const Kernel *k, char join, int most);
 
 /* ---- storage (storage.c) ---- */
 
-uint8_t var_storage(const Var *v);
-/* By id of temporaries' nodes. */
-uint8_t *find_storage(Graph *g, PeftFn fn, const Schedule *s, bool *needs_fp32);
-uint8_t storage_of(const Graph *g, const uint8_t *storage, const Node *n); /* of any buffer */
+typedef struct Storage {
+    const Graph *g;
+    const bool *bias;    /* by variable: a vector that products read in their epilogue */
+    const uint8_t *temp; /* by id of temporaries' nodes, of one function */
+} Storage;
+
+Storage new_storage(Graph *g, Schedule *const sched[PEFT_FN_COUNT]); /* of no function yet */
+void function_storage(Storage *s, Graph *g, PeftFn fn, const Schedule *sched, bool *needs_fp32);
+uint8_t var_storage(const Storage *s, int32_t var);
+uint8_t storage_of(const Storage *s, const Node *n); /* of any buffer */
 
 /* ---- products (product.c) ---- */
 
-/* Whether all of a GEMM is scale * A B + addend: an argument, or -1 for none. */
-bool plain_product(const Kernel *k, const Args *args, double *scale, int32_t *addend);
+/* Whether all of a GEMM is scale * A B + addend + bias; fills in these four fields. */
+bool plain_product(const Kernel *k, const Args *args, PeftGemm *d);
 
 /* ---- temporaries (temps.c) ---- */
 
@@ -58,7 +64,7 @@ typedef struct Temps {
     int32_t *workspace; /* by step: temporary, or -1 */
 } Temps;
 
-Temps find_temps(Graph *g, PeftFn fn, const Schedule *s, const uint8_t *storage, Sources *sources);
+Temps find_temps(Graph *g, PeftFn fn, const Schedule *s, const Storage *storage, Sources *sources);
 
 /* "lib/bert.bert:31", "" when nothing is known. */
 const char *where_of(Graph *g, Sources *sources, Span span);

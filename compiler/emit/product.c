@@ -1,6 +1,6 @@
-/* Matrix products whose epilogue is none: libraries compute scale * A B + addend themselves, so a
- * GPU needs no kernel behind such a product. Invariant: what is recognised here is all that the
- * epilogue does. */
+/* Matrix products whose epilogue is none: libraries compute scale * A B + addend + bias themselves,
+ * so a GPU needs no kernel behind such a product. Invariant: what is recognised here is all that
+ * the epilogue does. */
 #include "internal.h"
 
 /* Factor of the product in value v, or 0: v is not a multiple of it. */
@@ -13,27 +13,38 @@ static double factor_of(const Kernel *k, KVal v) {
     return b->op == K_CONST ? b->number * factor_of(k, in->a) : 0;
 }
 
-/* The argument that value v loads, stored as the product is, or -1. */
-static int32_t addend_of(const Kernel *k, const Args *args, KVal v) {
+/* The terms of a sum, each kind once at most. */
+static bool add_term(const Kernel *k, const Args *args, KVal v, PeftGemm *d) {
     const KInstr *in = &k->body->instr[v];
-    if (in->op != K_LOAD || !type_same_shape(in->tensor->type, k->out[0]->type)) return -1;
+    double factor = factor_of(k, v);
+    if (factor != 0) {
+        bool first = d->scale == 0;
+        d->scale = factor;
+        return first;
+    }
+    if (in->op == K_ADD) return add_term(k, args, in->a, d) && add_term(k, args, in->b, d);
+    if (in->op != K_LOAD) return false;
     int a = arg_read(k, args, in->tensor), c = arg_written(k, args, 0);
-    return a != c && args->storage[a] == args->storage[c] ? a : -1;
+    Access access = access_of(k->body, in->tensor->type);
+    int32_t *slot = access == ACCESS_ELEMENT ? &d->addend : &d->bias;
+    bool fits = args->storage[c] == DT_WORK &&
+                (access == ACCESS_ELEMENT
+                     ? args->storage[a] == DT_WORK
+                     : access == ACCESS_COLUMN &&
+                           (args->storage[a] == DT_WORK || args->storage[a] == DT_MASTER));
+    if (!fits || *slot >= 0) return false;
+    *slot = a;
+    return true;
 }
 
-bool plain_product(const Kernel *k, const Args *args, double *scale, int32_t *addend) {
-    *scale = 1;
-    *addend = -1;
-    if (k->kind != PEFT_KERNEL_GEMM || !k->body) return k->kind == PEFT_KERNEL_GEMM;
-    KVal v = k->out_val[0];
-    if (k->nout != 1 || v < 0) return false;
-    *scale = factor_of(k, v);
-    if (*scale != 0) return true;
-    const KInstr *in = &k->body->instr[v];
-    for (int side = 0; in->op == K_ADD && side < 2; side++) {
-        *scale = factor_of(k, side ? in->b : in->a);
-        *addend = addend_of(k, args, side ? in->a : in->b);
-        if (*scale != 0 && *addend >= 0) return true;
-    }
-    return false;
+bool plain_product(const Kernel *k, const Args *args, PeftGemm *d) {
+    d->addend = d->bias = -1;
+    d->scale = 0;
+    d->plain = k->kind == PEFT_KERNEL_GEMM;
+    if (k->kind == PEFT_KERNEL_GEMM && k->body)
+        d->plain = k->nout == 1 && k->out_val[0] >= 0 && add_term(k, args, k->out_val[0], d) &&
+                   d->scale != 0;
+    if (!d->plain || !k->body) d->scale = 1;
+    if (!d->plain) d->addend = d->bias = -1;
+    return d->plain;
 }

@@ -14,18 +14,19 @@ typedef struct Builder {
     PeftKernel *kernel; /* grows with the steps */
     PeftFn fn;          /* the function being built */
     const Schedule *schedule;
-    const uint8_t *storage;
+    Storage storage;
     Temps temps;
     const NodePass *pass;
 } Builder;
 
 /* ---- variables ---- */
 
-static PeftVar table_var(const Builder *b, const Var *v) {
+static PeftVar table_var(const Builder *b, int32_t var) {
+    const Var *v = &b->g->var[var];
     PeftVar out = {.name = v->name,
                    .block = v->block ? v->block : "",
                    .where = where_of(b->g, b->info->sources, v->span),
-                   .dtype = var_storage(v),
+                   .dtype = var_storage(&b->storage, var),
                    .rank = v->type.rank,
                    .is_state = v->kind == VAR_STATE,
                    .trainable = v->trainable,
@@ -39,7 +40,7 @@ static PeftVar table_var(const Builder *b, const Var *v) {
 
 static void build_vars(Builder *b) {
     PeftVar *var = graph_alloc(b->g, (size_t)b->g->nvar * sizeof *var + 1);
-    for (int i = 0; i < b->g->nvar; i++) var[i] = table_var(b, &b->g->var[i]);
+    for (int i = 0; i < b->g->nvar; i++) var[i] = table_var(b, i);
     const Function *start = &b->g->fn[PEFT_FN_START];
     for (int i = 0; i < start->nupdate; i++) var[start->update[i].var].derived = true;
     b->out->table.var = var;
@@ -72,7 +73,7 @@ static const PeftGemm *gemm_desc(Builder *b, const Kernel *k, const Args *args) 
     d->trans_b = n->attr.matmul.trans_b != 0;
     d->b_dtype = args->storage[1];
     d->c_dtype = args->storage[2];
-    d->plain = plain_product(k, args, &d->scale, &d->addend);
+    plain_product(k, args, d);
     return d;
 }
 
@@ -159,7 +160,7 @@ static PeftStep build_step(Builder *b, const Kernel *k, int step) {
     args.storage = graph_alloc(b->g, (size_t)args.n + 1);
     for (int i = 0; i < args.n; i++) {
         ref[i] = reference(b, args.node[i]);
-        if (args.node[i]) args.storage[i] = storage_of(b->g, b->storage, args.node[i]);
+        if (args.node[i]) args.storage[i] = storage_of(&b->storage, args.node[i]);
     }
     int32_t space = b->temps.workspace[step];
     PeftStep s = {.narg = args.n,
@@ -206,8 +207,8 @@ static void build_function(Builder *b, PeftFn fn, const Schedule *s) {
     PeftStep *step = graph_alloc(b->g, (size_t)s->n * sizeof *step + 1);
     b->fn = fn;
     b->schedule = s;
-    b->storage = find_storage(b->g, fn, s, &b->out->table.needs_fp32);
-    b->temps = find_temps(b->g, fn, s, b->storage, b->info->sources);
+    function_storage(&b->storage, b->g, fn, s, &b->out->table.needs_fp32);
+    b->temps = find_temps(b->g, fn, s, &b->storage, b->info->sources);
     b->pass = node_passes(b->g, fn);
     for (int i = 0; i < s->n; i++) step[i] = build_step(b, s->kernel[i], i);
     f->step = step;
@@ -286,6 +287,7 @@ Program *program_build(Graph *g, const ProgramInfo *info, Schedule *const sched[
                              .method = info->method,
                              .nmethod = info->nmethod,
                              .cuda_source = ""};
+    b.storage = new_storage(g, sched);
     build_vars(&b);
     for (int f = 0; f < PEFT_FN_COUNT; f++)
         if (sched[f]) build_function(&b, (PeftFn)f, sched[f]);

@@ -10,7 +10,7 @@ typedef struct Live {
     Graph *g;
     PeftFn fn;
     const Schedule *s;
-    const uint8_t *storage;
+    const Storage *storage;
     Sources *sources;
     const NodePass *pass;
     bool *gradient; /* by node id: the gradient of a trainable parameter */
@@ -64,7 +64,7 @@ static void add_temp(Live *l, const Node *n, int step) {
     PeftTemp *t = &l->out.temp[l->out.n];
     *t = (PeftTemp){.label = op_info[shown(n)->op].name,
                     .where = where_of(l->g, l->sources, shown(n)->span),
-                    .dtype = storage_of(l->g, l->storage, n),
+                    .dtype = storage_of(l->storage, n),
                     .rank = n->type.rank,
                     .mem_class = class_of(l, n),
                     .first = step,
@@ -94,7 +94,7 @@ static void find_lifetimes(Live *l) {
 /* ---- results over operands ---- */
 
 static bool same_bytes(const Live *l, const Node *a, const Node *b) {
-    uint8_t s = storage_of(l->g, l->storage, a), t = storage_of(l->g, l->storage, b);
+    uint8_t s = storage_of(l->storage, a), t = storage_of(l->storage, b);
     bool four = s <= DT_I32 && t <= DT_I32;
     return type_same_shape(a->type, b->type) && (four || (s == t && s == DT_WORK));
 }
@@ -186,7 +186,7 @@ static void add_workspaces(Live *l) {
     }
 }
 
-Temps find_temps(Graph *g, PeftFn fn, const Schedule *s, const uint8_t *storage, Sources *sources) {
+Temps find_temps(Graph *g, PeftFn fn, const Schedule *s, const Storage *storage, Sources *sources) {
     Live l = {.g = g, .fn = fn, .s = s, .storage = storage, .sources = sources};
     l.pass = node_passes(g, fn);
     size_t room = (size_t)s->n + 1;

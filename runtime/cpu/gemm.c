@@ -18,6 +18,7 @@ enum {
     KBLOCK = 768,
     PANEL_FLOATS = PANEL * KBLOCK,
     STAGE_FLOATS = STRIP * KBLOCK, /* dequantised rows of B on their way to a transposed strip */
+    AHEAD = 16,                    /* rows of B between the one packed and the one prefetched */
     WORKSPACE_FLOATS = PANEL_FLOATS + STAGE_FLOATS
 };
 
@@ -70,7 +71,8 @@ static void pack_transposed(const Job *job, const Block *b, const Scratch *s) {
     }
 }
 
-/* B stored as [k, n]: row by row, zero between n and the last strip's edge. */
+/* B stored as [k, n]: row by row, zero between n and the last strip's edge. Of what run_rows has
+ * prefetched, A has pushed out a part by now, and the hardware sees no stream in pieces of rows. */
 static void pack_rows(const Gemm *g, const Block *b, const Scratch *s) {
     int64_t whole = b->n / STRIP * STRIP;
     for (int64_t l = 0; l < b->k; l++) {
@@ -78,6 +80,8 @@ static void pack_rows(const Gemm *g, const Block *b, const Scratch *s) {
         const float *row = g->b_nf4 ? s->stage : g->b + at;
         if (g->b_nf4) nf4_dequant_row(g->b_nf4, at, b->n, s->stage);
         float *out = s->panel + l * STRIP;
+        for (int64_t j = 0; !g->b_nf4 && l + AHEAD < b->k && j < b->n; j += STRIP)
+            __builtin_prefetch(row + AHEAD * g->ldb + j);
         for (int64_t j = 0; j < whole; j += STRIP)
             memcpy(out + j * b->k, row + j, STRIP * sizeof *out);
         if (whole == b->n) continue;

@@ -92,8 +92,12 @@ enum { CUBLAS_OP_N = 0, CUBLAS_OP_T = 1 };
 
 typedef enum cublasLtMatmulDescAttributes_t {
     CUBLASLT_MATMUL_DESC_TRANSA = 3, /* int32_t */
-    CUBLASLT_MATMUL_DESC_TRANSB = 4
+    CUBLASLT_MATMUL_DESC_TRANSB = 4,
+    CUBLASLT_MATMUL_DESC_EPILOGUE = 7,     /* uint32_t */
+    CUBLASLT_MATMUL_DESC_BIAS_POINTER = 8, /* of the result's type, a value for each of its rows */
 } cublasLtMatmulDescAttributes_t;
+
+enum { CUBLASLT_EPILOGUE_BIAS = 4 };
 
 typedef enum cublasLtMatmulPreferenceAttributes_t {
     CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES = 1,   /* uint64_t */

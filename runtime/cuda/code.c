@@ -9,10 +9,12 @@ extern const char cuda_text[]; /* kernel_cuda.h and templates.cu */
 
 /* ---- parts of the source ---- */
 
-/* Kernels are separated by blank lines and open with a comment; the next one from `at` on. */
+/* A kernel, with what is declared for it before it, ends with a brace at the start of a line. The
+ * next one from `at` on. */
 static const char *next_kernel(const char *at) {
-    const char *gap = strstr(at, "\n\n/*");
-    return gap ? gap + 2 : at + strlen(at);
+    static const char end[] = "\n}\n\n";
+    const char *found = strstr(at, end);
+    return found ? found + strlen(end) : at + strlen(at);
 }
 
 void cuda_code_split(const char *source, CudaSourcePart part[CUDA_CODE_PARTS]) {

@@ -112,7 +112,8 @@ static bool normalise(CudaMatmul *s, PeftError *err) {
 static bool same_shape(const CudaMatmul *x, const CudaMatmul *y) {
     return x->m == y->m && x->n == y->n && x->k == y->k && x->lda == y->lda && x->ldb == y->ldb &&
            x->ldc == y->ldc && x->trans_a == y->trans_a && x->trans_b == y->trans_b &&
-           x->in == y->in && x->out == y->out && x->workspace_bytes == y->workspace_bytes;
+           x->in == y->in && x->out == y->out && x->workspace_bytes == y->workspace_bytes &&
+           !x->bias == !y->bias;
 }
 
 static cudaDataType data_type(CudaGemmType t) {
@@ -126,6 +127,24 @@ static bool make_layout(const CudaApi *api, cublasLtMatrixLayout_t *layout, Cuda
                    api->cublasLtMatrixLayoutCreate(layout, data_type(type), (uint64_t)columns,
                                                    (uint64_t)rows, ld),
                    "cublasLtMatrixLayoutCreate", err);
+}
+
+/* cuBLASLt's rows are our columns: a bias has a value for each. */
+static bool set_epilogue(const CudaApi *api, CudaGemmPlan *p, PeftError *err) {
+    uint32_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+    return !p->shape.bias ||
+           blas_ok(api,
+                   api->cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE,
+                                                       &epilogue, sizeof epilogue),
+                   "cublasLtMatmulDescSetAttribute", err);
+}
+
+static bool set_bias(const CudaApi *api, const CudaGemmPlan *p, CUdeviceptr bias, PeftError *err) {
+    const void *at = (const void *)(uintptr_t)bias;
+    return !bias || blas_ok(api,
+                            api->cublasLtMatmulDescSetAttribute(
+                                p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &at, sizeof at),
+                            "cublasLtMatmulDescSetAttribute", err);
 }
 
 static bool describe(const CudaApi *api, CudaGemmPlan *p, PeftError *err) {
@@ -142,6 +161,7 @@ static bool describe(const CudaApi *api, CudaGemmPlan *p, PeftError *err) {
                    api->cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_TRANSB,
                                                        &op_second, sizeof op_second),
                    "cublasLtMatmulDescSetAttribute", err) &&
+           set_epilogue(api, p, err) && set_bias(api, p, p->shape.bias, err) &&
            make_layout(api, &p->first, s->in, s->trans_b ? s->n : s->k,
                        stored_columns(s->trans_b, s->k, s->n), s->ldb, err) &&
            make_layout(api, &p->second, s->in, s->trans_a ? s->k : s->m,
@@ -313,7 +333,8 @@ void cuda_gemm_adopt(const CudaGemm *g, CudaGemmPlan *plan, const CudaGemmPlan *
 
 bool cuda_gemm_run(CudaGemm *g, const CudaMatmul *product, CUstream stream, PeftError *err) {
     const CudaMatmul *x = product;
-    if ((x->a | x->b | x->c | x->addend) % CUDA_GEMM_ALIGN) /* a kernel would fault on it */
+    if ((x->a | x->b | x->c | x->addend | x->bias) %
+        CUDA_GEMM_ALIGN) /* a kernel would fault on it */
         return peft_fail(err,
                          "GPU product of buffers at %#llx, %#llx, %#llx: expected multiples of %d",
                          x->a, x->b, x->c, CUDA_GEMM_ALIGN);
@@ -323,7 +344,7 @@ bool cuda_gemm_run(CudaGemm *g, const CudaMatmul *product, CUstream stream, Peft
                          "found 0",
                          x->workspace_bytes);
     const CudaGemmPlan *p = cuda_gemm_plan(g, x, err);
-    if (!p) return false;
+    if (!p || !set_bias(g->api, p, x->bias, err)) return false;
     CUdeviceptr workspace =
         (x->workspace + WORKSPACE_ALIGN - 1) / WORKSPACE_ALIGN * WORKSPACE_ALIGN;
     float alpha = x->scale != 0 ? x->scale : 1, beta = x->addend ? 1 : 0;

@@ -25,6 +25,8 @@ typedef struct CudaMatmul {
 
     /* What follows may differ between products of one plan. */
     CUdeviceptr a, b, c;   /* C must not overlap anything else */
+    CUdeviceptr bias;      /* n values of C's type, added to each row; 0 or not 0 is part of the
+                              shape, the address is not */
     CUdeviceptr addend;    /* C = scale op(A) op(B) + this, of C's type and stride, which may be C
                               itself; 0: nothing is added */
     float scale;           /* 0 counts as 1 */

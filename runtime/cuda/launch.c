@@ -128,6 +128,7 @@ CudaMatmul cuda_product(const Exec *x, const PeftStep *s, void *const *arg, void
                           .workspace_bytes = (size_t)cuda_library_workspace(g)};
     if (g->plain) product.scale = (float)g->scale;
     if (g->plain && g->addend >= 0) product.addend = cuda_address(x, arg[g->addend]);
+    if (g->plain && g->bias >= 0) product.bias = cuda_address(x, arg[g->bias]);
     if (is_quantised(g)) product.b = product.workspace + product.workspace_bytes;
     return product;
 }

@@ -4,7 +4,7 @@
  *
  *   kernel               grid                                       threads of a block
  *   peft_attention       S * heads, by any y (best: 2)              ATTENTION_THREADS
- *   peft_attention_grad  S * heads, by any y (best: 4)              ATTENTION_THREADS
+ *   peft_attention_grad  S * heads, by any y (best: 3)              ATTENTION_THREADS
  *   peft_index           n / 256, rounded up, at least 1            256
  *   peft_segment_sum     cols / 32, rounded up, by any y up to n    256
  *   peft_transpose       any; a block moves tiles of 32 x 32        256
@@ -43,47 +43,78 @@
 enum {
     ATTENTION_THREADS = 128,
     ATTENTION_WARPS = ATTENTION_THREADS / 32,
-    ATTENTION_PARTS = 2,             /* of a sequence, for different blocks (y) of the grid */
-    ATTENTION_LENGTH = 512,          /* longest sequence */
-    TILE = 16,                       /* rows */
-    CHUNK = 64,                      /* columns; wider heads are gone through in chunks */
-    VECTOR = 16 / sizeof(work),      /* elements of one load */
-    LANE_VECTORS = CHUNK / 4 / VECTOR, /* in a row of a chunk, for each of four lanes */
-    WORDS = sizeof(work)             /* registers of 32 bits for four elements */
+    ATTENTION_PARTS = 3, /* of a sequence's gradients, for different blocks (y) */
+    ATTENTION_BLOCKS =
+        sizeof(work) == 2 ? 3 : 2, /* of a multiprocessor that there must be registers for */
+    ATTENTION_LENGTH = 512,        /* longest sequence */
+    TILE = 16,                     /* rows */
+    CHUNK = 64,                    /* columns of a result at a time */
+    SPAN = 128 / sizeof(work),     /* columns of a sum over columns at a time */
+    VECTOR = 16 / sizeof(work),    /* elements of one load */
+    WORDS = sizeof(work)           /* registers of 32 bits for four elements */
 };
 
 typedef struct Head { /* of one sequence */
-    int head, heads, dim, len, queries;
-    int64_t query0, key0; /* first rows */
-    int64_t width, col;   /* of a matrix: columns, first one of this head */
-    bool vectors;         /* rows of this head start at whole vectors */
+    int seq, head, heads, dim;
+    int len, queries; /* keys and values, rows of the others; both 0 beyond the batch */
+    int query0, key0; /* first rows */
+    int width;        /* of a matrix, in columns */
+    bool vectors;     /* rows of this head start at whole vectors */
 } Head;
 
-/* False for blocks without work: beyond the batch. The host checks lengths before; should one get
- * here that shared memory was not made for, it stops rather than write over other values. */
-static __device__ bool head_of_block(const int32_t *offsets, const int64_t *sym, int heads,
-                                     int64_t width, int64_t rows_dim, Head *h) {
+/* All is read at once, also by blocks beyond the batch: offsets are those of the largest one. The
+ * host checks lengths before; should one get here that shared memory was not made for, it stops
+ * rather than write over other values. */
+static __device__ Head head_of_block(const int32_t *offsets, const int64_t *sym, int heads,
+                                     int64_t width, int64_t rows_dim) {
     const bool first_only = rows_dim == -PEFT_SYM_S;
-    const int seq = blockIdx.x / heads;
-    if (seq >= sym[PEFT_SYM_S]) return false;
-    h->heads = heads;
-    h->head = blockIdx.x % heads;
-    h->dim = (int)(width / heads);
-    h->key0 = offsets[seq];
-    h->len = offsets[seq + 1] - (int)h->key0;
-    if (h->len > ATTENTION_LENGTH) __trap();
-    h->queries = first_only ? 1 : h->len;
-    h->query0 = first_only ? seq : h->key0;
-    h->width = width;
-    h->col = (int64_t)h->head * h->dim;
-    h->vectors = h->dim % VECTOR == 0;
-    return true;
+    Head h;
+    h.heads = heads;
+    h.seq = (int)(blockIdx.x / (unsigned)heads);
+    h.head = (int)(blockIdx.x % (unsigned)heads);
+    h.width = (int)width;
+    h.dim = h.width / heads;
+    h.key0 = offsets[h.seq];
+    const int len = offsets[h.seq + 1] - h.key0;
+    const bool real = h.seq < sym[PEFT_SYM_S];
+    h.len = real ? len : 0;
+    if (h.len > ATTENTION_LENGTH) __trap();
+    h.queries = first_only ? real : h.len;
+    h.query0 = first_only ? h.seq : h.key0;
+    h.vectors = h.dim % VECTOR == 0;
+    return h;
+}
+
+/* The parts of long sequences come first: they take the longest, and blocks whose sequence has no
+ * such part are gone soon. */
+PK_DEVICE int first_part() {
+    return (int)(gridDim.y - 1 - blockIdx.y);
+}
+
+/* What a matrix has for a head of a sequence. */
+typedef struct Matrix {
+    const work *at;
+    int rows;
+} Matrix;
+
+static __device__ Matrix of_queries(const Head &h, const work *x) {
+    return {x + (int64_t)h.query0 * h.width + h.head * h.dim, h.queries};
+}
+
+static __device__ Matrix of_keys(const Head &h, const work *x) {
+    return {x + (int64_t)h.key0 * h.width + h.head * h.dim, h.len};
+}
+
+/* By value: the choice between places would keep both in memory. */
+PK_DEVICE Matrix choose(bool first, Matrix a, Matrix b) {
+    return {first ? a.at : b.at, first ? a.rows : b.rows};
 }
 
 /* The first token of a sequence without tokens attends to nothing. */
 static __device__ void clear_row(const Head &h, work *x) {
+#pragma unroll 1
     for (int c = threadIdx.x; c < h.dim; c += ATTENTION_THREADS)
-        pk_put(x, h.query0 * h.width + h.col + c, 0.0f);
+        pk_put(x, (int64_t)h.query0 * h.width + h.head * h.dim + c, 0.0f);
 }
 
 /* ---- operands in registers ---- */
@@ -126,51 +157,47 @@ PK_DEVICE uint4 pack_vector(const float *x) {
 }
 #endif
 
-/* 16 rows of a chunk, the first n of them from row `row` on, the rest and columns beyond the head 0.
- * Where rows are no whole vectors they go through shared memory, element by element. */
+/* 16 rows of a chunk; those beyond the matrix and columns beyond the head are 0. */
 typedef struct Source {
     const work *at;
-    int64_t step; /* from row to row */
-    int rows, columns;
+    int step, rows, columns; /* from row to row; of those that there are */
 } Source;
 
-static __device__ Source copy_source(const Head &h, const work *x, int n, int columns) {
+/* Where rows are no whole vectors they go through shared memory, element by element. */
+static __device__ Source copy_source(const Source &s) {
     alignas(16) __shared__ work copy[ATTENTION_WARPS][TILE * CHUNK];
     work *to = copy[threadIdx.x >> 5];
     __syncwarp();
 #pragma unroll 1
     for (int i = threadIdx.x & 31; i < TILE * CHUNK; i += 32) {
         const int r = i / CHUNK, c = i % CHUNK;
-        pk_put(to, i, r < n && c < columns ? pk_get(x, r * h.width + c) : 0.0f);
+        pk_put(to, i, r < s.rows && c < s.columns ? pk_get(s.at, r * s.step + c) : 0.0f);
     }
     __syncwarp();
     return {to, CHUNK, TILE, CHUNK};
 }
 
-PK_DEVICE Source source(const Head &h, const work *x, int64_t row, int n, int c0) {
-    const work *at = x + row * h.width + h.col + c0;
-    if (!h.vectors) return copy_source(h, at, n, h.dim - c0);
-    return {at, h.width, n, h.dim - c0};
+PK_DEVICE Source source(const Head &h, const Matrix &x, int row, int c0) {
+    return {x.at + (row * h.width + c0), h.width, x.rows - row, h.dim - c0};
 }
 
 PK_DEVICE uint4 load_vector(const Source &s, int row, int column) {
     if (row >= s.rows || column >= s.columns) return make_uint4(0, 0, 0, 0);
-    return *(const uint4 *)(s.at + row * s.step + column);
+    return *(const uint4 *)(s.at + (row * s.step + column));
 }
 
-/* 16 rows of a chunk, for sums over its columns: as A, or as two B of 8 columns each. */
+/* 16 rows of a span, for sums over its columns: as A, or as B of 8 rows each. */
 typedef struct Rows {
-    uint32_t word[2][4 * WORDS];
+    uint32_t word[2][SPAN / 16 * WORDS];
 } Rows;
 
-PK_DEVICE Rows load_rows(const Source &s) {
+PK_DEVICE Rows rows_of(const Source &s) {
     Rows rows;
 #pragma unroll
     for (int u = 0; u < 2; u++)
 #pragma unroll
-        for (int i = 0; i < LANE_VECTORS; i++) {
-            const uint4 v =
-                load_vector(s, lane_row() + 8 * u, (4 * i + lane_quarter()) * VECTOR);
+        for (int i = 0; i < SPAN / 4 / VECTOR; i++) {
+            const uint4 v = load_vector(s, lane_row() + 8 * u, (4 * i + lane_quarter()) * VECTOR);
             rows.word[u][4 * i] = v.x;
             rows.word[u][4 * i + 1] = v.y;
             rows.word[u][4 * i + 2] = v.z;
@@ -179,13 +206,22 @@ PK_DEVICE Rows load_rows(const Source &s) {
     return rows;
 }
 
+PK_DEVICE Rows copied_rows(const Source &s) {
+    return rows_of(copy_source(s));
+}
+
+PK_DEVICE Rows load_rows(const Head &h, const Matrix &x, int row, int c0) {
+    const Source s = source(h, x, row, c0);
+    return h.vectors ? rows_of(s) : copied_rows(s);
+}
+
 /* 16 rows of a chunk, for sums over the rows: a B for each of eight products. Product j has the
  * columns 8 n + j, n = 0 .. 7. */
 typedef struct Columns {
     uint32_t word[8][WORDS];
 } Columns;
 
-PK_DEVICE Columns load_columns(const Source &s) {
+PK_DEVICE Columns columns_of(const Source &s) {
     Columns columns;
     uint32_t part[4][2 * WORDS]; /* of rows 2 t, 2 t + 1, 2 t + 8, 2 t + 9: eight elements */
 #pragma unroll
@@ -214,6 +250,11 @@ PK_DEVICE Columns load_columns(const Source &s) {
 #endif
     }
     return columns;
+}
+
+PK_DEVICE Columns load_columns(const Head &h, const Matrix &x, int row, int c0) {
+    const Source s = source(h, x, row, c0);
+    return h.vectors ? columns_of(s) : columns_of(copy_source(s));
 }
 
 /* ---- products ---- */
@@ -284,19 +325,23 @@ PK_DEVICE int tile_column(int u, int e) {
     return 8 * u + 2 * lane_quarter() + e;
 }
 
-/* a b': of the first na and nb of 16 rows each. */
-PK_DEVICE Tile row_products(const Head &h, const work *a, int64_t row_a, int na, const work *b,
-                            int64_t row_b, int nb) {
+PK_DEVICE void add_row_products(Tile *c, const Rows &a, const Rows &b) {
+#pragma unroll
+    for (int step = 0; step < SPAN / 16 * WORDS; step += WORDS)
+#pragma unroll
+        for (int u = 0; u < 2; u++)
+            multiply(c->at[u], a.word[0] + step, a.word[1] + step, b.word[u] + step);
+}
+
+/* a b', of 16 rows of each from i and j on; x and y are their first spans, which were loaded before
+ * for the time that takes. */
+PK_DEVICE Tile row_products(const Head &h, const Matrix &a, int i, const Rows &x, const Matrix &b,
+                            int j, const Rows &y) {
     Tile c = {{{0.0f}}};
-    for (int c0 = 0; c0 < h.dim; c0 += CHUNK) {
-        const Rows x = load_rows(source(h, a, row_a, na, c0));
-        const Rows y = load_rows(source(h, b, row_b, nb, c0));
-#pragma unroll
-        for (int step = 0; step < 4 * WORDS; step += WORDS)
-#pragma unroll
-            for (int u = 0; u < 2; u++)
-                multiply(c.at[u], x.word[0] + step, x.word[1] + step, y.word[u] + step);
-    }
+    add_row_products(&c, x, y);
+#pragma unroll 1
+    for (int c0 = SPAN; c0 < h.dim; c0 += SPAN)
+        add_row_products(&c, load_rows(h, a, i, c0), load_rows(h, b, j, c0));
     return c;
 }
 
@@ -316,29 +361,32 @@ PK_DEVICE void add_columns(Sums *sums, const Tile &weight, const Columns &x) {
     for (int j = 0; j < 8; j++) multiply(sums->at[j], row[0], row[1], x.word[j]);
 }
 
-/* The first n of 16 rows, times a factor for rows g and g + 8. */
-PK_DEVICE void store_sums(const Head &h, work *x, int64_t row, int n, int c0, const Sums &sums,
+/* To the rows of a matrix from `row` on, times a factor for rows g and g + 8. */
+PK_DEVICE void store_sums(const Head &h, const Matrix &x, int row, int c0, const Sums &sums,
                           const float *factor) {
 #pragma unroll
     for (int u = 0; u < 2; u++) {
-        const int r = lane_row() + 8 * u;
-        if (r >= n) break;
-        work *to = x + (row + r) * h.width + h.col;
+        const int r = row + lane_row() + 8 * u, c = c0 + 16 * lane_quarter();
+        work *to = (work *)x.at + (r * h.width + c);
+        const int n = r < x.rows ? h.dim - c : 0; /* of 16 columns */
         float value[16];
 #pragma unroll
         for (int i = 0; i < 16; i++) value[i] = factor[u] * sums.at[i % 8][2 * u + i / 8];
+        if (h.vectors) {
 #pragma unroll
-        for (int i = 0; i < 16; i += VECTOR) {
-            const int c = c0 + 16 * lane_quarter() + i;
-            if (h.vectors && c < h.dim) *(uint4 *)(to + c) = pack_vector(value + i);
+            for (int i = 0; i < 16; i += VECTOR)
+                if (i < n) *(uint4 *)(to + i) = pack_vector(value + i);
+        } else {
 #pragma unroll
-            for (int j = 0; j < VECTOR; j++)
-                if (!h.vectors && c + j < h.dim) pk_put(to, c + j, value[i + j]);
+            for (int i = 0; i < 16; i++)
+                if (i < n) pk_put(to, i, value[i]);
         }
     }
 }
 
-/* ---- scores ---- */
+/* ---- scores: exp(x) is 2^(x / log 2) ---- */
+
+#define LOG2_E 1.44269504f
 
 /* Over the four lanes that share a row. */
 PK_DEVICE float quad_sum(float x) {
@@ -355,62 +403,61 @@ PK_DEVICE float quad_max(float x) {
 PK_DEVICE uint32_t dropped_keys(const Head &h, PhiloxRow drop, int query0, int key0) {
     if (drop.threshold == 0) return 0;
     const int lane = threadIdx.x & 31;
-    const int64_t block = key0 / 8 + (lane >> 4);
+    const uint32_t block = (uint32_t)key0 / 8 + (lane >> 4);
     uint32_t bits = 0;
     drop.position = (uint32_t)h.head << 16 | (uint32_t)(query0 + (lane & 15));
 #pragma unroll
     for (int j = 0; j < 8; j++)
-        bits |= (uint32_t)(philox_number(drop, 8 * block + j) < drop.threshold) << j;
+        bits |= (uint32_t)(philox_number(drop, block << 3 | j) < drop.threshold) << j;
     const uint32_t other = __shfl_xor_sync(PK_WARP, bits, 16);
     return lane < 16 ? bits | other << 8 : other | bits << 8;
 }
 
-/* The factors of a tile whose rows are queries. */
-PK_DEVICE Tile keep_of_queries(const Head &h, const PhiloxRow &drop, int query0, int key0) {
-    const uint32_t bits = dropped_keys(h, drop, query0, key0);
-    Tile keep;
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        const uint32_t mine = __shfl_sync(PK_WARP, bits, lane_row() + 8 * i);
-#pragma unroll
-        for (int at = 0; at < 4; at++)
-            keep.at[at / 2][2 * i + at % 2] =
-                mine >> tile_column(at / 2, at % 2) & 1 ? 0.0f : drop.scale;
-    }
-    return keep;
+/* Which rows and columns of a tile are whose: its rows are queries, or its columns are. */
+typedef struct Place {
+    int query, key; /* first ones */
+    bool by_query;  /* rows are queries; known to the compiler */
+} Place;
+
+/* A lane meets at most four queries of a tile: rows g and g + 8, or its columns. */
+PK_DEVICE int slot_row(const Place &at, int slot) {
+    return at.by_query ? lane_row() + slot % 2 * 8 : tile_column(slot / 2, slot % 2);
+}
+template <typename T> PK_DEVICE T of_slot(const Place &at, const T *slot, int u, int i) {
+    const T row = slot[i / 2], column = slot[2 * u + i % 2]; /* of element [u][i] */
+    return at.by_query ? row : column;
 }
 
-/* The factors of a tile whose columns are queries. */
-PK_DEVICE Tile keep_of_keys(const Head &h, const PhiloxRow &drop, int query0, int key0) {
-    const uint32_t bits = dropped_keys(h, drop, query0, key0);
-    Tile keep;
+/* For each slot, the dropped keys of that query; element [u][i] is bit `key_bit`. */
+PK_DEVICE void slot_drops(const Head &h, const PhiloxRow &drop, const Place &at, uint32_t *bits) {
+    const uint32_t mine = dropped_keys(h, drop, at.query, at.key);
 #pragma unroll
-    for (int at = 0; at < 4; at++) {
-        const uint32_t query = __shfl_sync(PK_WARP, bits, tile_column(at / 2, at % 2));
-#pragma unroll
-        for (int i = 0; i < 2; i++)
-            keep.at[at / 2][2 * i + at % 2] =
-                query >> (lane_row() + 8 * i) & 1 ? 0.0f : drop.scale;
-    }
-    return keep;
+    for (int slot = 0; slot < 4; slot++)
+        bits[slot] = __shfl_sync(PK_WARP, mine, slot_row(at, slot));
+}
+PK_DEVICE int key_bit(const Place &at, int u, int i) {
+    return at.by_query ? tile_column(u, i % 2) : lane_row() + i / 2 * 8;
 }
 
 /* ---- forward ---- */
 
 typedef struct AttentionInput {
-    const work *q, *k, *v;
+    Matrix q, k, v;
     float scale;
     PhiloxRow drop;
 } AttentionInput;
 
 /* Of rows g and g + 8, over the keys so far. */
 typedef struct Softmax {
-    float most[2], sum[2]; /* the largest score; the lane's part of the sum of exp(score - most) */
+    float most[2]; /* largest score / log 2 */
+    float sum[2];  /* the lane's part of the sum of 2^(score / log 2 - most) */
 } Softmax;
 
 /* Scores of n more keys to weights of their values; what was summed before is scaled to the new
  * largest score. */
-PK_DEVICE void softmax_step(Softmax *m, Tile *s, const Tile &keep, int n, float scale, Sums *sums) {
+PK_DEVICE void softmax_step(Softmax *m, Tile *s, const uint32_t *drops, int n,
+                            const AttentionInput &in, Sums *sums) {
+    const float scale = LOG2_E * in.scale;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         float most = m->most[i], sum = 0.0f;
@@ -424,11 +471,11 @@ PK_DEVICE void softmax_step(Softmax *m, Tile *s, const Tile &keep, int n, float 
 #pragma unroll
         for (int at = 0; at < 4; at++) {
             float *x = &s->at[at / 2][2 * i + at % 2];
-            const float e = pk_exp(*x - most);
+            const float e = exp2f(*x - most);
             sum += e;
-            *x = e * keep.at[at / 2][2 * i + at % 2];
+            *x = drops[i] >> tile_column(at / 2, at % 2) & 1 ? 0.0f : e * in.drop.scale;
         }
-        const float before = pk_exp(m->most[i] - most);
+        const float before = exp2f(m->most[i] - most);
         m->sum[i] = m->sum[i] * before + sum;
         m->most[i] = most;
 #pragma unroll
@@ -440,52 +487,58 @@ PK_DEVICE void softmax_step(Softmax *m, Tile *s, const Tile &keep, int n, float 
 }
 
 /* context and lse of the queries from i0 on, a chunk of columns at a time. */
-static __device__ void attend(const Head &h, const AttentionInput &in, int i0, work *context,
-                              float *lse) {
-    const int n = h.queries - i0;
+PK_DEVICE void attend(const Head &h, const AttentionInput &in, int i0, const Matrix &context,
+                      float *lse) {
+    const Rows q = load_rows(h, in.q, i0, 0);
+#pragma unroll 1
     for (int c0 = 0; c0 < h.dim; c0 += CHUNK) {
         Softmax m = {{-PK_INF, -PK_INF}, {0.0f, 0.0f}};
         Sums sums = {{{0.0f}}};
+        Rows k = load_rows(h, in.k, 0, 0);
+#pragma unroll 1
         for (int t = 0; t < h.len; t += TILE) {
-            const Columns v = load_columns(source(h, in.v, h.key0 + t, h.len - t, c0));
-            const Tile keep = keep_of_queries(h, in.drop, i0, t);
-            Tile s = row_products(h, in.q, h.query0 + i0, n, in.k, h.key0 + t, h.len - t);
-            softmax_step(&m, &s, keep, h.len - t, in.scale, &sums);
+            const Columns v = load_columns(h, in.v, t, c0);
+            uint32_t drops[4];
+            slot_drops(h, in.drop, {i0, t, true}, drops);
+            Tile s = row_products(h, in.q, i0, q, in.k, t, k);
+            k = load_rows(h, in.k, t + TILE, 0);
+            softmax_step(&m, &s, drops, h.len - t, in, &sums);
             add_columns(&sums, s, v);
         }
         float inverse[2];
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            const int r = lane_row() + 8 * i;
+            const int r = i0 + lane_row() + 8 * i;
             const float sum = quad_sum(m.sum[i]);
             inverse[i] = 1.0f / sum;
-            if (c0 == 0 && r < n && lane_quarter() == 0)
-                lse[(h.query0 + i0 + r) * h.heads + h.head] = m.most[i] + pk_log(sum);
+            if (c0 == 0 && r < h.queries && lane_quarter() == 0)
+                lse[(int64_t)(h.query0 + r) * h.heads + h.head] = m.most[i] / LOG2_E + pk_log(sum);
         }
-        store_sums(h, context, h.query0 + i0, n, c0, sums, inverse);
+        store_sums(h, context, i0, c0, sums, inverse);
     }
 }
 
 #if PEFT_HAS_PART(0)
 /* (q, k, v, offsets, rng, sample) -> context, lse. rows_dim: DIM_T, or DIM_S where only the first
  * token of each sequence is a query. */
-extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
+extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, ATTENTION_BLOCKS)
     peft_attention(const work *q, const work *k, const work *v, const int32_t *offsets,
                    const int32_t *rng, const int32_t *sample, work *context, float *lse,
                    const int64_t *sym, int heads, int64_t width, int64_t rows_dim, float scale,
                    float p, int site) {
-    Head h;
-    if (!head_of_block(offsets, sym, heads, width, rows_dim, &h)) return;
-    if (h.len == 0 && h.queries && blockIdx.y == 0) {
+    const Head h = head_of_block(offsets, sym, heads, width, rows_dim);
+    if (h.len == 0) {
+        if (h.queries == 0 || blockIdx.y > 0) return;
         clear_row(h, context);
-        if (threadIdx.x == 0) lse[h.query0 * heads + h.head] = -PK_INF;
+        if (threadIdx.x == 0) lse[(int64_t)h.query0 * heads + h.head] = -PK_INF;
+        return;
     }
-    if (h.len == 0) return;
-    const AttentionInput in = {q, k, v, scale,
-                               philox_row(rng, site, sample[blockIdx.x / heads], 0, p)};
-    const int first = blockIdx.y * ATTENTION_WARPS + (threadIdx.x >> 5);
+    const AttentionInput in = {of_queries(h, q), of_keys(h, k), of_keys(h, v), scale,
+                               philox_row(rng, site, sample[h.seq], 0, p)};
+    const int first = first_part() * ATTENTION_WARPS + (threadIdx.x >> 5);
+#pragma unroll 1
     for (int i = first; i * TILE < h.queries; i += gridDim.y * ATTENTION_WARPS)
-        attend(h, in, i * TILE, context, lse);
+        attend(h, in, i * TILE, of_queries(h, context), lse);
 }
 #endif
 
@@ -493,171 +546,200 @@ extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
 
 typedef struct AttentionGrad {
     AttentionInput in;
-    const work *dcontext;
-    const float *lse;
+    Matrix dcontext;
+    const float *lse; /* of this head: every heads-th */
+    float *delta;     /* of the queries, in shared memory */
 } AttentionGrad;
 
-typedef struct Pairs { /* of queries and keys; p is 0 beyond the last of either */
-    Tile p, dp, keep;
-} Pairs;
+typedef enum Wanted { DELTA, DQ, DK, DV } Wanted;
 
-PK_DEVICE float log_sum(const Head &h, const AttentionGrad &g, int query) {
-    return query < h.queries ? g.lse[(h.query0 + query) * h.heads + h.head] : 0.0f;
+/* The products that give a tile: a b' = S and da db' = dcontext V', or their transposes. */
+typedef struct Factors {
+    Matrix a, b, da, db;
+    int i, j; /* first rows */
+} Factors;
+
+PK_DEVICE Factors pair_factors(const AttentionGrad &g, const Place &at) {
+    return {choose(at.by_query, g.in.q, g.in.k),     choose(at.by_query, g.in.k, g.in.q),
+            choose(at.by_query, g.dcontext, g.in.v), choose(at.by_query, g.in.v, g.dcontext),
+            at.by_query ? at.query : at.key,         at.by_query ? at.key : at.query};
 }
 
-/* Rows: queries from i0 on; columns: keys from t on. */
-PK_DEVICE Pairs query_pairs(const Head &h, const AttentionGrad &g, int i0, int t,
-                            const float *shift) {
-    const int n = h.queries - i0, nk = h.len - t;
-    Pairs x;
-    x.keep = keep_of_queries(h, g.in.drop, i0, t);
-    x.p = row_products(h, g.in.q, h.query0 + i0, n, g.in.k, h.key0 + t, nk);
-    x.dp = row_products(h, g.dcontext, h.query0 + i0, n, g.in.v, h.key0 + t, nk);
+typedef struct Operands { /* a span of each */
+    Rows a, b, da, db;
+} Operands;
+
+PK_DEVICE Operands load_operands(const Head &h, const Factors &f, int c0) {
+    const Source a = source(h, f.a, f.i, c0), b = source(h, f.b, f.j, c0);
+    const Source da = source(h, f.da, f.i, c0), db = source(h, f.db, f.j, c0);
+    if (h.vectors) return {rows_of(a), rows_of(b), rows_of(da), rows_of(db)};
+    return {copied_rows(a), copied_rows(b), copied_rows(da), copied_rows(db)};
+}
+
+typedef struct Pairs {
+    Tile s, dp; /* S, dP without keep */
+} Pairs;
+
+PK_DEVICE void add_operands(Pairs *x, const Operands &y, bool dp) {
+    add_row_products(&x->s, y.a, y.b);
+    if (dp) add_row_products(&x->dp, y.da, y.db);
+}
+
+/* The weights of a result's sums: dS of dQ and dK, P * keep of dV, P * dP of delta. */
+template <Wanted wanted>
+PK_DEVICE Tile pair_weights(const Head &h, const AttentionGrad &g, const Place &at) {
+    const Factors factors = pair_factors(g, at);
+    const Operands first = load_operands(h, factors, 0);
+    uint32_t drops[4];
+    const float scale = LOG2_E * g.in.scale;
+    float shift[4]; /* P is 0 beyond the last query */
+#pragma unroll
+    for (int slot = 0; slot < 4; slot++) {
+        const int i = at.query + slot_row(at, slot);
+        shift[slot] = i < h.queries ? LOG2_E * g.lse[i * h.heads] : PK_INF;
+    }
+    slot_drops(h, g.in.drop, at, drops);
+    Pairs x = {{{{0.0f}}}, {{{0.0f}}}};
+    add_operands(&x, first, wanted != DV);
+#pragma unroll 1
+    for (int c0 = SPAN; c0 < h.dim; c0 += SPAN)
+        add_operands(&x, load_operands(h, factors, c0), wanted != DV);
+    float delta[4];
+#pragma unroll
+    for (int slot = 0; slot < 4; slot++) {
+        const int i = at.query + slot_row(at, slot);
+        delta[slot] = (wanted == DQ || wanted == DK) && i < h.queries ? g.delta[i] : 0.0f;
+    }
+    Tile weights;
 #pragma unroll
     for (int u = 0; u < 2; u++)
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const bool real = tile_column(u, i % 2) < nk && lane_row() + i / 2 * 8 < n;
-            x.p.at[u][i] = real ? pk_exp(g.in.scale * x.p.at[u][i] - shift[i / 2]) : 0.0f;
-            x.dp.at[u][i] *= x.keep.at[u][i];
+            const int key = key_bit(at, u, i);
+            const float s = fmaf(scale, x.s.at[u][i], -of_slot(at, shift, u, i));
+            const float p = at.key + key < h.len ? exp2f(s) : 0.0f;
+            const float keep = of_slot(at, drops, u, i) >> key & 1 ? 0.0f : g.in.drop.scale;
+            const float dp = keep * x.dp.at[u][i];
+            weights.at[u][i] = wanted == DV      ? p * keep
+                               : wanted == DELTA ? p * dp
+                                                 : g.in.scale * p * (dp - of_slot(at, delta, u, i));
         }
-    return x;
+    return weights;
 }
 
-/* delta of queries i0 + g and i0 + g + 8, and the pairs with the last tile of keys. */
-PK_DEVICE Pairs query_deltas(const Head &h, const AttentionGrad &g, int i0, const float *shift,
-                             float *delta) {
-    Pairs x;
-    delta[0] = delta[1] = 0.0f;
-    for (int t = 0; t < h.len; t += TILE) {
-        x = query_pairs(h, g, i0, t, shift);
+typedef struct Gradients { /* NULL: not wanted */
+    work *dq, *dk, *dv;
+} Gradients;
+
+/* delta's sums over rows g and g + 8 are kept in the first column's place. */
+PK_DEVICE void add_tile(Sums *sums, const Tile &x) {
 #pragma unroll
-        for (int u = 0; u < 2; u++)
+    for (int u = 0; u < 2; u++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) delta[i / 2] += x.p.at[u][i] * x.dp.at[u][i];
+        for (int i = 0; i < 4; i++) sums->at[0][i] += x.at[u][i];
+}
+
+PK_DEVICE void store_deltas(const Head &h, float *delta, int i0, const Sums &sums) {
+#pragma unroll
+    for (int u = 0; u < 2; u++) {
+        const float sum = quad_sum(sums.at[0][2 * u] + sums.at[0][2 * u + 1]);
+        const int i = i0 + lane_row() + 8 * u;
+        if (lane_quarter() == 0 && i < h.queries) delta[i] = sum;
     }
-    delta[0] = quad_sum(delta[0]);
-    delta[1] = quad_sum(delta[1]);
-    return x;
 }
 
-/* dQ of the queries from i0 on. Where there is one tile of keys, the pairs that gave delta are
- * those of the product with K; several are gone through twice. */
-static __device__ void query_grads(const Head &h, const AttentionGrad &g, int i0, work *dq) {
-    const float shift[2] = {log_sum(h, g, i0 + lane_row()), log_sum(h, g, i0 + lane_row() + 8)};
+/* Rows i .. of delta, or of a matrix, a chunk of columns at a time. */
+template <Wanted wanted>
+static __device__ void grad_rows(const Head &h, const AttentionGrad &g, int i,
+                                 const Gradients &out) {
+    const bool by_query = wanted == DELTA || wanted == DQ;
+    const Matrix terms = choose(wanted == DQ, g.in.k, choose(wanted == DK, g.in.q, g.dcontext));
     const float factor[2] = {1.0f, 1.0f};
-    float delta[2];
-    Pairs x = query_deltas(h, g, i0, shift, delta);
+#pragma unroll 1
     for (int c0 = 0; c0 < h.dim; c0 += CHUNK) {
         Sums sums = {{{0.0f}}};
-        for (int t = 0; t < h.len; t += TILE) {
-            const Columns k = load_columns(source(h, g.in.k, h.key0 + t, h.len - t, c0));
-            if (h.len > TILE) x = query_pairs(h, g, i0, t, shift);
-            Tile ds;
-#pragma unroll
-            for (int u = 0; u < 2; u++)
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                    ds.at[u][i] = g.in.scale * x.p.at[u][i] * (x.dp.at[u][i] - delta[i / 2]);
-            add_columns(&sums, ds, k);
+#pragma unroll 1
+        for (int j = 0; j < (by_query ? h.len : h.queries); j += TILE) {
+            const Place at = {by_query ? i : j, by_query ? j : i, by_query};
+            const Tile weights = pair_weights<wanted>(h, g, at);
+            if (wanted == DELTA)
+                add_tile(&sums, weights);
+            else
+                add_columns(&sums, weights, load_columns(h, terms, j, c0));
         }
-        store_sums(h, dq, h.query0 + i0, h.queries - i0, c0, sums, factor);
+        if (wanted == DELTA) return store_deltas(h, g.delta, i, sums);
+        const Matrix to =
+            wanted == DQ ? of_queries(h, out.dq) : of_keys(h, wanted == DK ? out.dk : out.dv);
+        store_sums(h, to, i, c0, sums, factor);
     }
 }
 
-/* delta of all queries, by the whole block; the barriers separate it from earlier and later use. */
-static __device__ void block_deltas(const Head &h, const AttentionGrad &g, float *delta) {
-    __syncthreads();
-    for (int i0 = (threadIdx.x >> 5) * TILE; i0 < h.queries; i0 += ATTENTION_WARPS * TILE) {
-        const int i = i0 + lane_row();
-        const float shift[2] = {log_sum(h, g, i), log_sum(h, g, i + 8)};
-        float mine[2];
-        query_deltas(h, g, i0, shift, mine);
-        if (lane_quarter() != 0) continue;
-        if (i < h.queries) delta[i] = mine[0];
-        if (i + 8 < h.queries) delta[i + 8] = mine[1];
+typedef struct GradTask {
+    Wanted wanted;
+    int tile; /* -1: none */
+} GradTask;
+
+/* The n-th task of a phase. First come delta of all queries, by every block that needs it, and this
+ * part's dV; then its dQ and dK. */
+static __device__ GradTask grad_task(const Head &h, const Gradients &out, int part, int phase,
+                                     int n) {
+    const int queries = (h.queries + TILE - 1) / TILE, keys = (h.len + TILE - 1) / TILE;
+    const int dq = out.dq ? queries : 0, dk = out.dk ? keys : 0, dv = out.dv ? keys : 0;
+    if (phase == 0) {
+        const int deltas = part * ATTENTION_WARPS < dq + dk ? queries : 0;
+        if (n < deltas) return {DELTA, n};
+        const int tile = part + ATTENTION_PARTS * (n - deltas);
+        return {DV, tile < dv ? tile : -1};
     }
-    __syncthreads();
+    const int at =
+        (n / ATTENTION_WARPS * ATTENTION_PARTS + part) * ATTENTION_WARPS + n % ATTENTION_WARPS;
+    if (at < dq) return {DQ, at};
+    return {DK, at - dq < dk ? at - dq : -1};
 }
 
-/* Rows: keys from j0 on; columns: queries from t on. p becomes P * keep and dp becomes dS: the
- * weights of dV and, where `scores`, of dK. */
-PK_DEVICE Pairs key_weights(const Head &h, const AttentionGrad &g, int j0, int t,
-                            const float *delta, bool scores) {
-    const int n = h.len - j0, nq = h.queries - t;
-    Pairs x;
-    x.keep = keep_of_keys(h, g.in.drop, t, j0);
-    x.p = row_products(h, g.in.k, h.key0 + j0, n, g.in.q, h.query0 + t, nq);
-    if (scores) x.dp = row_products(h, g.in.v, h.key0 + j0, n, g.dcontext, h.query0 + t, nq);
-#pragma unroll
-    for (int at = 0; at < 4; at++) {
-        const int u = at / 2, query = t + tile_column(u, at % 2);
-        const float shift = log_sum(h, g, query);
-        const float mean = scores && query < h.queries ? delta[query] : 0.0f;
-#pragma unroll
-        for (int i = at % 2; i < 4; i += 2) {
-            const bool real = query < h.queries && lane_row() + i / 2 * 8 < n;
-            const float p = real ? pk_exp(g.in.scale * x.p.at[u][i] - shift) : 0.0f;
-            const float keep = x.keep.at[u][i];
-            x.p.at[u][i] = p * keep;
-            if (scores) x.dp.at[u][i] = g.in.scale * p * (keep * x.dp.at[u][i] - mean);
+PK_DEVICE void grad_part(const Head &h, const AttentionGrad &g, const Gradients &out, int part) {
+#pragma unroll 1
+    for (int phase = 0; phase < 2; phase++) {
+        __syncthreads(); /* one phase writes delta, the next one reads it */
+#pragma unroll 1
+        for (int n = threadIdx.x >> 5;; n += ATTENTION_WARPS) {
+            const GradTask task = grad_task(h, out, part, phase, n);
+            if (task.tile < 0) break;
+            const int i = task.tile * TILE;
+            switch (task.wanted) {
+            case DELTA: grad_rows<DELTA>(h, g, i, out); break;
+            case DQ: grad_rows<DQ>(h, g, i, out); break;
+            case DK: grad_rows<DK>(h, g, i, out); break;
+            case DV: grad_rows<DV>(h, g, i, out); break;
+            }
         }
     }
-    return x;
-}
-
-/* dK and dV of the keys from j0 on, each where it is wanted. */
-static __device__ void key_grads(const Head &h, const AttentionGrad &g, int j0, const float *delta,
-                                 work *dk, work *dv) {
-    const float factor[2] = {1.0f, 1.0f};
-    for (int c0 = 0; c0 < h.dim; c0 += CHUNK) {
-        Sums dk_sums = {{{0.0f}}}, dv_sums = {{{0.0f}}};
-        for (int t = 0; t < h.queries; t += TILE) {
-            const int nq = h.queries - t;
-            const Pairs x = key_weights(h, g, j0, t, delta, dk != NULL);
-            if (dk) add_columns(&dk_sums, x.dp, load_columns(source(h, g.in.q, h.query0 + t, nq, c0)));
-            if (dv) add_columns(&dv_sums, x.p, load_columns(source(h, g.dcontext, h.query0 + t, nq, c0)));
-        }
-        if (dk) store_sums(h, dk, h.key0 + j0, h.len - j0, c0, dk_sums, factor);
-        if (dv) store_sums(h, dv, h.key0 + j0, h.len - j0, c0, dv_sums, factor);
-    }
-}
-
-/* A part of the queries, for dQ, or of the keys, for dK and dV. */
-static __device__ void grad_unit(const Head &h, const AttentionGrad &g, int unit, float *delta,
-                                 work *dq, work *dk, work *dv) {
-    const int part = unit / 2 * ATTENTION_WARPS, first = part + (threadIdx.x >> 5);
-    const int step = ATTENTION_PARTS * ATTENTION_WARPS;
-    if (unit % 2) {
-        for (int i = first; dq && i * TILE < h.queries; i += step)
-            query_grads(h, g, i * TILE, dq);
-        return;
-    }
-    if ((!dk && !dv) || part * TILE >= h.len) return;
-    if (dk) block_deltas(h, g, delta);
-    for (int j = first; j * TILE < h.len; j += step) key_grads(h, g, j * TILE, delta, dk, dv);
 }
 
 #if PEFT_HAS_PART(1)
 /* (dcontext, q, k, v, lse, offsets, rng, sample) -> dq, dk, dv, each NULL where it is not wanted.
  */
-extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
+extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, ATTENTION_BLOCKS)
     peft_attention_grad(const work *dcontext, const work *q, const work *k, const work *v,
                         const float *lse, const int32_t *offsets, const int32_t *rng,
                         const int32_t *sample, work *dq, work *dk, work *dv, const int64_t *sym,
                         int heads, int64_t width, int64_t rows_dim, float scale, float p,
                         int site) {
     __shared__ float delta[ATTENTION_LENGTH];
-    Head h;
-    if (!head_of_block(offsets, sym, heads, width, rows_dim, &h)) return;
+    const Head h = head_of_block(offsets, sym, heads, width, rows_dim);
     if (h.len == 0) {
         if (dq && h.queries && blockIdx.y == 0) clear_row(h, dq);
         return;
     }
-    const AttentionGrad g = {
-        {q, k, v, scale, philox_row(rng, site, sample[blockIdx.x / heads], 0, p)}, dcontext, lse};
-    for (int unit = blockIdx.y; unit < 2 * ATTENTION_PARTS; unit += gridDim.y)
-        grad_unit(h, g, unit, delta, dq, dk, dv);
+    const AttentionGrad g = {{of_queries(h, q), of_keys(h, k), of_keys(h, v), scale,
+                              philox_row(rng, site, sample[h.seq], 0, p)},
+                             of_queries(h, dcontext),
+                             lse + (int64_t)h.query0 * heads + h.head,
+                             delta};
+    const Gradients out = {dq, dk, dv};
+#pragma unroll 1
+    for (int part = first_part(); part < ATTENTION_PARTS && part * TILE < h.len; part += gridDim.y)
+        grad_part(h, g, out, part);
 }
 #endif
 

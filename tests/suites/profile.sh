@@ -154,7 +154,8 @@ check "--arch that names nothing" refuses 2 "not 'sm_80,'" ahead sm_80,
 check "--arch and --emit" refuses 2 "no --emit" "$peftc" models/lora_r16.bert --arch sm_90 --emit c
 real() {
     [ -z "$nvrtc_libs" ] && unset PEFTC_CUDA_LIBS || export PEFTC_CUDA_LIBS=$user_libs
-    "$peftc" models/lora_r16.bert --base "$tmp/base" --opt 1 --arch sm_90 -o "$tmp/real" 2>"$tmp/log" || return 77
+    "$peftc" models/lora_r16.bert --base "$tmp/base" --opt 1 --arch sm_90 -o "$tmp/real" 2>"$tmp/log" ||
+        { grep -q "no NVRTC:" "$tmp/log" && return 77; return 1; }
     says "built in  sm_90" "$tmp/real" devices && [ "$(stat -c %s "$tmp/real")" -gt $(($(stat -c %s "$tmp/run") + 100000)) ]
 }
 real

@@ -61,7 +61,7 @@ template <typename T> void same_bits(const Guarded<T> &a, const Guarded<T> &b) {
 }
 
 static inline void run_kernel(unsigned x, unsigned y, unsigned threads, Order order,
-                       std::function<void()> kernel) {
+                              std::function<void()> kernel) {
     const std::string error = cuda_emulator::launch(x, y, threads, order, std::move(kernel));
     if (!error.empty()) fail_msg("%s", error.c_str());
 }

@@ -410,9 +410,7 @@ static inline void mma_bf16(float *c, const uint32_t *a, const uint32_t *b) {
         [&](unsigned row, unsigned k) {
             return half(all.a(row % 8 * 4 + k % 8 / 2)[row / 8 + k / 8 * 2], k);
         },
-        [&](unsigned column, unsigned k) {
-            return half(all.b(column * 4 + k % 8 / 2)[k / 8], k);
-        });
+        [&](unsigned column, unsigned k) { return half(all.b(column * 4 + k % 8 / 2)[k / 8], k); });
 }
 
 /* The lower 13 bits of an operand do not exist. */

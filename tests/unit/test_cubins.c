@@ -97,8 +97,8 @@ static void test_parts(void **state) {
     for (int i = 0; i < 40; i++)
         n += (size_t)snprintf(
             source + n, sizeof source - n,
-            "%s/* kernel %d */\nextern \"C\" __global__ void k%d() {\n%.*s}\n", i ? "\n" : "", i, i,
-            (i * 37) % 200,
+            "%s%s/* kernel %d */\nextern \"C\" __global__ void k%d() {\n%.*s}\n", i ? "\n" : "",
+            i % 3 ? "static int sum;\n\n" : "", i, i, (i * 37) % 200,
             "    int a;\n    int b;\n    int c;\n    int d;\n    int e;\n    int f;\n"
             "    int g;\n    int h;\n    int i;\n    int j;\n    int k;\n    int l;\n"
             "    int m;\n    int n;\n    int o;\n    int p;\n    int q;\n    int r;\n");
@@ -106,7 +106,10 @@ static void test_parts(void **state) {
     cuda_code_split(source, part);
     for (int i = 0; i < CUDA_TEMPLATE_PARTS; i++) assert_int_equal(part[i].bytes, 0);
     for (int i = CUDA_TEMPLATE_PARTS; i < CUDA_CODE_PARTS; i++) {
-        assert_int_equal(strncmp(part[i].begin, "/* kernel ", 10), 0);
+        bool declared = strncmp(part[i].begin, "static int sum;\n\n/* kernel ", 27) == 0;
+        int number = atoi(part[i].begin + (declared ? 27 : 10));
+        assert_true(declared || strncmp(part[i].begin, "/* kernel ", 10) == 0);
+        assert_int_equal(declared, number % 3 != 0); /* what belongs to it is with it */
         assert_in_range(part[i].bytes, n / 4, n / 2);
         strncat(joined, part[i].begin, part[i].bytes);
     }

@@ -104,6 +104,7 @@ static Problem make_problem(const Case *c) {
     }
     p.sequences = (int64_t)c->lengths.size();
     p.tokens = p.offsets.back();
+    p.offsets.insert(p.offsets.end(), {1 << 20, -5}); /* of the batch before: not looked at */
     p.queries = c->first_only ? p.sequences : p.tokens;
     p.width = c->heads * c->dim;
     p.sym[device::PEFT_SYM_T] = p.tokens;
@@ -144,8 +145,15 @@ static CpuResult run_cpu(const Problem &p) {
     r.lse.resize((size_t)(p.queries * c->heads));
     attention_forward(&a, r.context.data(), p.width, r.lse.data(), 1, workspace);
     r.dq.resize(p.q.value.size()), r.dk.resize(p.k.value.size()), r.dv.resize(p.v.value.size());
-    AttentionGrad g = {p.dcontext.value.data(), p.width, r.lse.data(), r.dq.data(), r.dk.data(),
-                       r.dv.data(),       p.width, p.width,      p.width};
+    AttentionGrad g = {p.dcontext.value.data(),
+                       p.width,
+                       r.lse.data(),
+                       r.dq.data(),
+                       r.dk.data(),
+                       r.dv.data(),
+                       p.width,
+                       p.width,
+                       p.width};
     attention_backward(&a, &g, 1, workspace);
     free(workspace);
     return r;
@@ -272,7 +280,7 @@ static void attention_keeps_nan(void **) {
 
 /* A gradient that is wanted has the same bits alone; one that is not wanted stays untouched. */
 static void attention_computes_what_is_wanted(void **) {
-    for (size_t i : {(size_t)1, (size_t)3, (size_t)9, (size_t)10}) {
+    for (size_t i : {(size_t)1, (size_t)4, (size_t)9, (size_t)10}) {
         const Problem p = make_problem(&cases[i]);
         const CpuResult cpu = run_cpu(p);
         const DeviceResult all = run_device(p, cpu, DQ | DK | DV, FORWARD);

@@ -14,6 +14,8 @@ struct cublasLtContext {
 };
 struct cublasLtMatmulDescOpaque {
     int32_t op[2]; /* of the first and the second operand */
+    uint32_t epilogue;
+    const void *bias;
 };
 struct cublasLtMatrixLayoutOpaque {
     cudaDataType type;
@@ -52,9 +54,12 @@ static cublasStatus_t lt_desc_create(cublasLtMatmulDesc_t *d, cublasComputeType_
 
 static cublasStatus_t lt_desc_set(cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes_t which,
                                   const void *value, size_t size) {
-    assert_true(which == CUBLASLT_MATMUL_DESC_TRANSA || which == CUBLASLT_MATMUL_DESC_TRANSB);
-    assert_int_equal(size, sizeof(int32_t));
-    memcpy(&d->op[which - CUBLASLT_MATMUL_DESC_TRANSA], value, size);
+    void *to = which == CUBLASLT_MATMUL_DESC_EPILOGUE ? (void *)&d->epilogue
+               : which == CUBLASLT_MATMUL_DESC_BIAS_POINTER
+                   ? (void *)&d->bias
+                   : &d->op[which - CUBLASLT_MATMUL_DESC_TRANSA];
+    assert_int_equal(size, which == CUBLASLT_MATMUL_DESC_BIAS_POINTER ? sizeof d->bias : 4);
+    memcpy(to, value, size);
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -191,7 +196,9 @@ static cublasStatus_t lt_matmul(cublasLtHandle_t h, cublasLtMatmulDesc_t desc, c
                                 cublasLtMatrixLayout_t lc, void *d, cublasLtMatrixLayout_t ld,
                                 const cublasLtMatmulAlgo_t *algo, void *workspace,
                                 size_t workspace_bytes, CUstream stream) {
-    assert_true(h && c == d && lc == ld && !stream);
+    assert_true(h && lc == ld && !stream);
+    assert_int_equal(desc->epilogue, desc->bias ? CUBLASLT_EPILOGUE_BIAS : 0);
+    struct cublasLtMatrixLayoutOpaque vector = {ld->type, ld->rows, 1, ld->rows};
     lt.algorithm = algo->data[0];
     lt.workspace = (uintptr_t)workspace;
     lt.workspace_bytes = workspace_bytes;
@@ -205,6 +212,7 @@ static cublasStatus_t lt_matmul(cublasLtHandle_t h, cublasLtMatmulDesc_t desc, c
                 sum += (desc->op[0] ? load(a, la, t, i) : load(a, la, i, t)) *
                        (desc->op[1] ? load(b, lb, j, t) : load(b, lb, t, j));
             float x = scale * sum + (keep == 0 ? 0 : keep * load(c, lc, i, j));
+            if (desc->bias) x += load(desc->bias, &vector, i, 0);
             if (ld->type == CUDA_R_32F)
                 ((float *)d)[i + j * ld->ld] = x;
             else
@@ -253,7 +261,7 @@ static int tear_down(void **state) {
 
 enum { ELEMENTS = 256 };
 
-static _Alignas(256) unsigned char buffer[3][ELEMENTS * 4];
+static _Alignas(256) unsigned char buffer[5][ELEMENTS * 4];
 static _Alignas(256) unsigned char scratch_memory[4096];
 
 static CUdeviceptr address(const void *p) {
@@ -293,7 +301,7 @@ static void check(CudaMatmul x) {
     for (int64_t e = 0; e < ELEMENTS; e++) {
         store(0, x.in, e, value_of(0, e));
         store(1, x.in, e, value_of(1, e));
-        store(2, x.out, e, value_of(2, e));
+        for (int which = 2; which < 5; which++) store(which, x.out, e, value_of(which, e));
     }
     PeftError err = {0};
     if (!cuda_gemm_run(gemm, &x, NULL, &err)) fail_msg("%s", err.msg);
@@ -301,7 +309,9 @@ static void check(CudaMatmul x) {
         int64_t i = e / ldc, j = e % ldc;
         float expected = value_of(2, e);
         if (i < x.m && j < x.n) {
+            if (x.addend == address(buffer[4])) expected = value_of(4, e);
             if (!x.addend) expected = 0;
+            if (x.bias) expected += value_of(3, j);
             float scale = x.scale != 0 ? x.scale : 1;
             for (int64_t t = 0; t < x.k; t++)
                 expected += scale * value_of(0, x.trans_a ? t * lda + i : i * lda + t) *
@@ -319,8 +329,9 @@ static void test_row_major(void **state) {
         CudaMatmul x = product_of(3, 5, 7);
         x.trans_a = bits & 1;
         x.trans_b = bits & 2;
-        if (bits & 4) x.addend = x.c;
+        if (bits & 4) x.addend = bits & 1 ? address(buffer[4]) : x.c;
         if (bits & 2) x.scale = 2;
+        if (bits & 8) x.bias = address(buffer[3]);
         if (bits & 8) x.lda = 11, x.ldb = 9, x.ldc = 8;
         x.in = bits & 16 ? CUDA_GEMM_BF16 : CUDA_GEMM_F32;
         check(x);
