@@ -53,7 +53,7 @@ $(BUILD)/runtime/cpu/%.o: OPT := $(OPT:-O2=-O3)
 C_STRING := sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/.*/    "&\\n"/'
 
 # The CUDA source that every program's kernels are compiled behind, as a string.
-CUDA_TEXT := runtime/cuda/kernel_cuda.h runtime/cuda/templates.cu
+CUDA_TEXT := runtime/cuda/kernel_cuda.h runtime/cuda/attention.cu runtime/cuda/templates.cu
 $(BUILD)/cuda_text.c: $(CUDA_TEXT)
 	@mkdir -p $(@D)
 	@{ echo 'extern const char cuda_text[];'; echo 'const char cuda_text[] ='; \
@@ -77,7 +77,7 @@ $(COMPILER_OBJ): | $(BUILD)/grammar/peft.lex.c
 
 -include $(RUNTIME_OBJ:.o=.d) $(COMPILER_OBJ:.o=.d) $(BUILD)/compiler/main.d
 
--include tools/compare.mk tools/figures.mk tools/demo.mk tools/docker.mk docs/docs.mk
+-include tools/compare.mk tools/figures.mk tools/demo.mk tools/docker.mk docs/docs.mk tests/gpu.mk
 
 .PHONY: clean
 clean:
@@ -101,8 +101,8 @@ $(BUILD)/tests/%: tests/tools/%.c $(BUILD)/libpeftrt.a
 	$(CC) $(CFLAGS) -I. -o $@ $< $(BUILD)/libpeftrt.a $(LIBS)
 
 # The CUDA templates, emulated on the CPU; skipped where there is no C++ compiler.
-TESTS += $(BUILD)/tests/test_cuda_templates
-$(BUILD)/tests/%: tests/unit/%.cpp $(BUILD)/libpeftrt.a $(CUDA_TEXT) tests/unit/cuda_emulator.h
+TESTS += $(patsubst tests/unit/%.cpp,$(BUILD)/tests/%,$(wildcard tests/unit/test_*.cpp))
+$(BUILD)/tests/%: tests/unit/%.cpp $(BUILD)/libpeftrt.a $(CUDA_TEXT) $(wildcard tests/unit/cuda_*.h)
 	@mkdir -p $(@D)
 	@if command -v $(CXX) >/dev/null; then \
 	  $(CXX) $(subst -std=gnu11,-std=gnu++17,$(CFLAGS)) -Wno-unknown-pragmas -Iruntime -I. -o $@ $< $(BUILD)/libpeftrt.a -lcmocka $(LIBS); \

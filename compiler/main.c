@@ -107,12 +107,12 @@ static bool skips(const Options *o, const char *pass) {
     return false;
 }
 
-/* --skip without the one pass that is not a graph pass. */
+/* --skip without the passes that are not graph passes. */
 static char *skip_list(const Options *o) {
     if (!o->skip) return NULL;
     char *list = calloc(1, strlen(o->skip) + 1), *copy = strdup(o->skip), *save = NULL;
     for (char *w = strtok_r(copy, ",", &save); w; w = strtok_r(NULL, ",", &save)) {
-        if (strcmp(w, "fuse") == 0) continue;
+        if (strcmp(w, "fuse") == 0 || strcmp(w, "join") == 0) continue;
         if (*list) strcat(list, ",");
         strcat(list, w);
     }
@@ -169,7 +169,8 @@ static Program *build_tables(Compilation *c) {
                         .fit = c->model.fit,
                         .method = c->model.method,
                         .nmethod = c->model.nmethod,
-                        .sources = c->sources};
+                        .sources = c->sources,
+                        .skip_join = skips(c->o, "join")};
     free(text);
     return program_build(c->g, &info, c->sched);
 }

@@ -38,7 +38,7 @@ static const Row rows[] = {
     {"--dump-after", "PASS", TEXT, offsetof(Options, dump_after),
      "print the graph after a pass, or after all"},
     {"--skip", "PASS", TEXT, offsetof(Options, skip),
-     "leave passes out (also fuse, or all that may be)"},
+     "leave passes out (also fuse and join, or all that may be)"},
     {"--time-passes", NULL, FLAG, offsetof(Options, time_passes), "milliseconds of each pass"},
     {"--remarks", NULL, FLAG, offsetof(Options, remarks), "say what could not be fused and why"},
     {"--from-graph", "FILE", TEXT, offsetof(Options, from_graph),

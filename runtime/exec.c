@@ -91,6 +91,8 @@ static bool within_budget(Exec *x, int64_t budget, PeftError *err) {
 void exec_device_symbols(Device device, Compute compute, int threads, int64_t sym[PEFT_SYM_COUNT]) {
     sym[PEFT_SYM_P] = device == DEVICE_CUDA ? 0 : threads;
     sym[PEFT_SYM_W] = compute == COMPUTE_BF16 ? 2 : sizeof(float);
+    for (int s = PEFT_SYM_T; device == DEVICE_CUDA && s <= PEFT_SYM_M; s++)
+        if (s != PEFT_SYM_S) sym[s] = (sym[s] + PEFT_ROW_STEP - 1) / PEFT_ROW_STEP * PEFT_ROW_STEP;
 }
 
 static void set_device_symbols(const Exec *x, int64_t *sym) {
@@ -224,10 +226,10 @@ bool exec_profile(Exec *x, PeftFn fn, PeftError *err) {
     return x->time[fn] != NULL;
 }
 
-/* Bytes a step moves at least: every buffer it was given, once. */
-static double step_bytes(const PeftProgram *p, PeftFn fn, const PeftStep *s, const int64_t *sym) {
+static double argument_bytes(const PeftProgram *p, PeftFn fn, const PeftStep *s, int from, int to,
+                             const int64_t *sym) {
     double bytes = 0;
-    for (int k = 0; k < s->narg; k++) {
+    for (int k = from; k < to; k++) {
         int i = PEFT_REF_INDEX(s->arg[k]);
         const PeftTemp *t = &p->fn[fn].temp[i];
         const PeftVar *v = &p->var[i];
@@ -239,13 +241,23 @@ static double step_bytes(const PeftProgram *p, PeftFn fn, const PeftStep *s, con
     return bytes;
 }
 
+/* Bytes a step moves at least: every buffer it was given, once. */
+static double step_bytes(const Exec *x, PeftFn fn, const PeftStep *s, const int64_t *sym) {
+    const PeftProgram *p = x->program;
+    if (x->device != DEVICE_CUDA) return argument_bytes(p, fn, s, 0, s->narg, sym);
+    const PeftJoin *join = peft_join(p, s);
+    const PeftStep *product = join ? s - join->back : s;
+    return (join ? argument_bytes(p, fn, product, PEFT_GEMM_C, product->narg, sym) : 0) +
+           argument_bytes(p, fn, s, 0, peft_own_args(p, s), sym);
+}
+
 void exec_note_time(Exec *x, PeftFn fn, int step, double seconds,
                     const int64_t sym[PEFT_SYM_COUNT]) {
     const PeftStep *s = &x->program->fn[fn].step[step];
     StepTime *t = &x->time[fn][step];
     t->calls++;
     t->seconds += seconds;
-    t->bytes += step_bytes(x->program, fn, s, sym);
+    t->bytes += step_bytes(x, fn, s, sym);
     if (x->program->kernel[s->kernel].kind != PEFT_KERNEL_GEMM) return;
     const PeftGemm *g = s->desc;
     t->flop += 2.0 * (double)peft_dim(g->m, sym) * (double)peft_dim(g->n, sym) *
@@ -278,7 +290,7 @@ bool exec_run(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT], PeftError *
     const PeftFunction *f = &x->program->fn[fn];
     int64_t full[PEFT_SYM_COUNT];
     if (!prepare(x, fn, sym, full, err)) return false;
-    if (x->device == DEVICE_CUDA) return cuda_run(x, fn, full, err);
+    if (x->device == DEVICE_CUDA) return cuda_run(x, fn, sym, full, err);
     void **arg = x->arg[fn];
     for (int i = 0; i < f->nstep; i++) {
         const PeftStep *s = &f->step[i];
@@ -302,7 +314,8 @@ bool exec_submit(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT], PeftErro
     ExecResult *r = &x->queue[at];
     *r = (ExecResult){.fn = fn, .tokens = sym[PEFT_SYM_T]};
     if (x->device == DEVICE_CUDA) {
-        if (!prepare(x, fn, sym, full, err) || !cuda_submit(x, fn, full, at, err)) return false;
+        if (!prepare(x, fn, sym, full, err) || !cuda_submit(x, fn, sym, full, at, err))
+            return false;
     } else {
         if (!exec_run(x, fn, sym, err)) return false;
         for (int i = 0; i < EXEC_SCALARS; i++)

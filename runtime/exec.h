@@ -71,7 +71,8 @@ void exec_close(Exec *x);
 /* Refuses a plan of more bytes than the budget (exit code 3); 0 is no budget. */
 bool exec_within(int64_t bytes, int64_t budget, PeftError *err);
 
-/* The symbols that say who computes, not what: threads (0 on a GPU) and bytes of a work value. */
+/* Completes a batch's symbols for a device: threads (0 on a GPU), bytes of a work value, and the
+ * sizes that a GPU rounds up (PEFT_ROW_STEP). */
 void exec_device_symbols(Device device, Compute compute, int threads, int64_t sym[PEFT_SYM_COUNT]);
 
 const char *device_name(Device d); /* as --device and the metrics files write it */

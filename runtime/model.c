@@ -237,7 +237,7 @@ static bool is_saved(const PeftVar *v, ModelLayout layout) {
 static bool put_var(StWriter *w, int handle, const Exec *x, int i, PeftError *err) {
     const PeftVar *v = &x->program->var[i];
     int64_t n = var_count(v);
-    const char *at = exec_var(x, i);
+    const char *at = exec_value(x, i);
     bool quantised = is_quantised(v);
     Nf4View view = {0};
     if (quantised) view = nf4_view(at, n, v->dtype == DT_NF4);

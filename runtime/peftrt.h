@@ -48,6 +48,10 @@ enum {
 #define DIM_P           (-PEFT_SYM_P)
 #define DIM_PLUS_ONE(d) ((d) < 0 ? (d)-16 : (d) + 1)
 
+/* A GPU works as if every batch had a multiple of this many tokens and masked positions, so that
+ * few sizes serve all batches. Matrices have those rows; they are zero (cuda/kernel_cuda.h). */
+#define PEFT_ROW_STEP 64
+
 /* Value of a dimension, given the symbols' values. */
 static inline int64_t peft_dim(int64_t d, const int64_t sym[PEFT_SYM_COUNT]) {
     return d >= 0 ? d : sym[-d & 15] + (-d >> 4);
@@ -182,6 +186,7 @@ typedef struct PeftKernel {
     uint8_t launch; /* PeftLaunch of the CUDA kernel `name`; a GEMM's epilogue is one, too, unless
                        the product is plain */
     uint8_t group;           /* it takes the arguments of up to PEFT_GROUP steps, a y of the grid each */
+    uint8_t vector;          /* elements of a thread at a time */
     int32_t block;           /* its threads in a block */
     const int32_t *site;     /* dropout sites, its last parameters */
     int32_t nsite;
@@ -193,6 +198,7 @@ typedef struct PeftGemm { /* C[m,n] = op(A) op(B), arguments 0, 1, 2 of the step
     uint8_t b_dtype; /* a DT_NF4 form is dequantised first, or while it is packed */
     uint8_t c_dtype; /* DT_WORK or DT_F32; A and B are in the work type */
     uint8_t plain;   /* all of it, epilogue included, is C = scale A B + addend + bias: */
+    uint8_t joined;  /* a GPU computes the epilogue in a later step's kernel (PeftJoin) */
     int32_t addend, bias; /* arguments of C's shape and with a value for each column; -1: none */
     double scale;
 } PeftGemm;
@@ -209,6 +215,13 @@ typedef struct PeftIndex {
         cols; /* index entries, table rows (may be symbolic); columns (SEGMENT_SUM, TRANSPOSE) */
 } PeftIndex;
 
+/* A MAP that a GPU computes together with the epilogue of an earlier product, which it reads row by
+ * row: kernel `kernel` takes that step's arguments behind A and B, then those of the MAP. */
+typedef struct PeftJoin {
+    int32_t back; /* steps from the MAP back to the product */
+    int32_t kernel;
+} PeftJoin;
+
 typedef struct PeftStep {
     int32_t kernel; /* index into the program's kernels */
     int32_t narg;
@@ -217,7 +230,7 @@ typedef struct PeftStep {
     int64_t rows, cols; /* index space (MAP, *_SUM) */
     int32_t workspace;  /* reference to a workspace temporary, or PEFT_REF_NONE */
     uint8_t pass;       /* 0 forward, 1 backward, 2 optimizer */
-    const void *desc;   /* PeftGemm, PeftAttention or PeftIndex by kind; NULL otherwise */
+    const void *desc;   /* PeftGemm, PeftAttention or PeftIndex by kind; a MAP's PeftJoin or NULL */
     const char *label;  /* the nodes in it: "matmul+add+gelu" */
     const char *where;  /* model line: "lib/bert.bert:31" */
 } PeftStep;
@@ -291,6 +304,20 @@ typedef struct PeftProgram {
     const PeftCubin *cubin;  /* of peftc --arch */
     int32_t ncubin;
 } PeftProgram;
+
+/* ---- what a step touches on a GPU ---- */
+
+#define PEFT_GEMM_C 2 /* the argument that is a product's first result */
+
+static inline const PeftJoin *peft_join(const PeftProgram *p, const PeftStep *s) {
+    return p->kernel[s->kernel].kind == PEFT_KERNEL_MAP ? (const PeftJoin *)s->desc : NULL;
+}
+
+/* Its first arguments, so many, are those that it touches itself, and no later step for it. */
+static inline int32_t peft_own_args(const PeftProgram *p, const PeftStep *s) {
+    bool gemm = p->kernel[s->kernel].kind == PEFT_KERNEL_GEMM;
+    return gemm && ((const PeftGemm *)s->desc)->joined ? PEFT_GEMM_C + 1 : s->narg;
+}
 
 /* The entry point of every compiled program. */
 int peft_main(const PeftProgram *program, int argc, char **argv);

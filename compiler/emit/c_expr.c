@@ -17,12 +17,16 @@ const char *c_number(CPrinter *p, double x) {
     return graph_printf(p->g, f < 0 ? "(%s%sf)" : "%s%sf", text, dot);
 }
 
+static const char *column(const CPrinter *p) {
+    return p->column ? p->column : "c";
+}
+
 const char *c_index(CPrinter *p, Access access) {
     int64_t cols = p->body->cols;
     switch (access) {
-    case ACCESS_ELEMENT: return graph_printf(p->g, "r * %lld + c", (long long)cols);
+    case ACCESS_ELEMENT: return graph_printf(p->g, "r * %lld + %s", (long long)cols, column(p));
     case ACCESS_ROW: return "r";
-    case ACCESS_COLUMN: return "c";
+    case ACCESS_COLUMN: return column(p);
     default: return "0";
     }
 }
@@ -48,12 +52,18 @@ static const char *table_position(CPrinter *p, const KInstr *in) {
     const char *row = c_atom(p, in->a);
     const char *at = graph_printf(p->g, in->op == K_SCATTER ? "pk_slot(%s)" : "(int64_t)%s", row);
     if (in->level != LEVEL_ELEMENT) return at;
-    return graph_printf(p->g, "%s * %lld + c", at, (long long)p->body->cols);
+    return graph_printf(p->g, "%s * %lld + %s", at, (long long)p->body->cols, column(p));
+}
+
+const char *c_place(CPrinter *p, KVal v) {
+    const KInstr *in = &p->body->instr[v];
+    return in->op == K_LOAD ? c_index(p, access_of(p->body, in->tensor->type))
+                            : table_position(p, in);
 }
 
 /* The place of a K_KEEP instruction among the kernel's dropout sites. */
 int c_site(const CPrinter *p, KVal v) {
-    int site = 0;
+    int site = p->first_site;
     for (int i = 0; i < v; i++) site += p->body->instr[i].op == K_KEEP;
     return site;
 }
@@ -61,6 +71,9 @@ int c_site(const CPrinter *p, KVal v) {
 /* Element `at` of argument a. */
 static const char *element(CPrinter *p, int a, const char *at, Type t) {
     uint8_t storage = p->code->storage[a];
+    const CodeJoin *join = p->code->join;
+    if (join && join->result[a] >= 0) return graph_printf(p->g, "e%d[i]", join->result[a]);
+    a += p->first_arg;
     if (p->cuda && storage == DT_WORK) return graph_printf(p->g, "pk_get(a%d, %s)", a, at);
     if (p->cuda && storage == DT_MASTER)
         return graph_printf(p->g, "pk_get_master(a%d, %s, %lld)", a, at, (long long)type_count(t));
@@ -68,8 +81,13 @@ static const char *element(CPrinter *p, int a, const char *at, Type t) {
 }
 
 void c_store(CPrinter *p, int out, const char *at, const char *value) {
+    if (cuda_is_vector_result(p, out)) {
+        c_line(p, "y%d[u] = %s;", out, value);
+        return;
+    }
     int a = arg_written(p->kernel, &p->args, out);
     uint8_t storage = p->code->storage[a];
+    a += p->first_arg;
     if (p->cuda && storage == DT_WORK)
         c_line(p, "pk_put(a%d, %s, %s);", a, at, value);
     else if (p->cuda && storage == DT_MASTER)
@@ -84,12 +102,13 @@ static const char *load(CPrinter *p, KVal v) {
     if (c_is_filled(p, in)) return graph_printf(p->g, "u%d[%s]", v, c_scratch(p));
     int a = arg_read(p->kernel, &p->args, in->tensor);
     if (in->op == K_KEEP)
-        return graph_printf(p->g, "pk_keep_one(a%d, site%d, %s, %s, %s, c)", a, c_site(p, v),
-                            c_value(p, in->a), c_value(p, in->b), c_number(p, in->number));
-    const char *at =
-        in->op == K_LOAD ? c_index(p, access_of(p->body, in->tensor->type)) : table_position(p, in);
+        return graph_printf(p->g, "pk_keep_one(a%d, site%d, %s, %s, %s, c)", a + p->first_arg,
+                            c_site(p, v), c_value(p, in->a), c_value(p, in->b),
+                            c_number(p, in->number));
+    if (cuda_is_vector_load(p, v)) return graph_printf(p->g, "x%d[u]", v);
+    const char *at = c_place(p, v);
     if (c_is_nf4(in->tensor->type))
-        return graph_printf(p->g, "nf4_value(%sa%d, %s)", p->cuda ? "" : "&", a, at);
+        return graph_printf(p->g, "nf4_value(%sa%d, %s)", p->cuda ? "" : "&", a + p->first_arg, at);
     const char *value = element(p, a, at, in->tensor->type);
     return in->op != K_SCATTER ? value
                                : graph_printf(p->g, "%s < 0 ? 0 : %s", c_atom(p, in->a), value);

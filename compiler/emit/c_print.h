@@ -13,17 +13,29 @@ typedef struct CPrinter {
     const KBody *body;
     Args args;
     Loops loops;
-    bool cuda;         /* a thread computes single elements: no scratch rows */
-    bool *named;       /* the value is a variable here */
-    int loop;          /* the loop being printed */
-    const char *block; /* index into scratch of a block's columns, "c - b"; NULL: "c" */
-    const char *first; /* first column of the loop, and how many: C expressions */
+    bool cuda;                 /* a thread computes single elements: no scratch rows */
+    int first_arg, first_site; /* of the kernel, among those of a code of two */
+    bool vector;               /* within the loop over a vector's elements */
+    const bool *stored;        /* by result: it is stored; NULL: all are */
+    const char *column;        /* of the element: a C expression; NULL: "c" */
+    struct CPrinter *epilogue; /* of such a code's row: what comes before it */
+    bool *named;               /* the value is a variable here */
+    int loop;                  /* the loop being printed */
+    const char *block;         /* index into scratch of a block's columns, "c - b"; NULL: "c" */
+    const char *first;         /* first column of the loop, and how many: C expressions */
     const char *count;
     int indent;
 } CPrinter;
 
 /* Lines of code, braces and what they enclose, the comment above a kernel: its ops and model lines.
  */
+/* cuda_vector.c: the loop over the elements of a vector, from column c0 on, with what it loads
+ * before and stores behind; in between loads are x[u], results y[u]. */
+void cuda_open_vector(CPrinter *p);
+void cuda_close_vector(CPrinter *p);
+bool cuda_is_vector_load(const CPrinter *p, KVal v);
+bool cuda_is_vector_result(const CPrinter *p, int out);
+
 void c_line(CPrinter *p, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 void c_open(CPrinter *p, const char *text);
@@ -37,6 +49,7 @@ const char *c_value(CPrinter *p, KVal v);
 const char *c_atom(CPrinter *p, KVal v);
 void c_name(CPrinter *p, KVal v, bool shared);
 const char *c_index(CPrinter *p, Access access);
+const char *c_place(CPrinter *p, KVal v); /* where a K_LOAD, K_GATHER or K_SCATTER reads */
 const char *c_scratch(const CPrinter *p);
 bool c_is_filled(const CPrinter *p, const KInstr *in);
 int c_site(const CPrinter *p, KVal v);

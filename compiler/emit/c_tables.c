@@ -91,11 +91,17 @@ static const char *kernel_form(PeftKernelKind kind, const char **field) {
     }
 }
 
+/* Codes of two are a GPU's alone. */
+static bool has_c_code(const Program *p, int kernel) {
+    int32_t code = p->entry[kernel].code;
+    return code >= 0 && !p->code[code].join;
+}
+
 static void print_entries(FILE *out, const Program *p) {
     const char *field;
     for (int i = 0; i < p->table.nkernel; i++) {
         const CodeEntry *e = &p->entry[i];
-        if (e->code < 0) continue;
+        if (!has_c_code(p, i)) continue;
         fprintf(out, "PEFT_%s_ENTRY(%s, %d", kernel_form(p->table.kernel[i].kind, &field),
                 p->table.kernel[i].name, i);
         for (int k = 0; k < e->nsite; k++) fprintf(out, ", %d", e->site[k]);
@@ -115,9 +121,10 @@ static void print_entries(FILE *out, const Program *p) {
         emit_string(out, k->name);
         fprintf(out, ", %s", kind_name[k->kind]);
         kernel_form(k->kind, &field);
+        if (has_c_code(p, i)) fprintf(out, ", .%s = entry_%d", field, i);
         if (p->entry[i].code >= 0)
-            fprintf(out, ", .%s = entry_%d, .launch = %s, .block = %d, .group = %d", field, i,
-                    launch_name[k->launch], k->block, k->group);
+            fprintf(out, ", .launch = %s, .block = %d, .vector = %d, .group = %d",
+                    launch_name[k->launch], k->block, k->vector, k->group);
         if (k->nsite) fprintf(out, ", .site = site_%d, .nsite = %d", i, k->nsite);
         fputs("},\n", out);
     }
@@ -185,9 +192,12 @@ static void print_desc(FILE *out, PeftKernelKind kind, const void *desc) {
         const PeftGemm *d = desc;
         fprintf(out,
                 "&(const PeftGemm){%" PRId64 ", %" PRId64 ", %" PRId64
-                ", %d, %d, %s, %s, %d, %d, %d, %.17g}",
+                ", %d, %d, %s, %s, %d, %d, %d, %d, %.17g}",
                 d->m, d->n, d->k, d->trans_a, d->trans_b, dtype_name[d->b_dtype],
-                dtype_name[d->c_dtype], d->plain, d->addend, d->bias, d->scale);
+                dtype_name[d->c_dtype], d->plain, d->joined, d->addend, d->bias, d->scale);
+    } else if (kind == PEFT_KERNEL_MAP) {
+        const PeftJoin *d = desc;
+        fprintf(out, "&(const PeftJoin){%d, %d}", d->back, d->kernel);
     } else if (kind == PEFT_KERNEL_ATTENTION || kind == PEFT_KERNEL_ATTENTION_GRAD) {
         const PeftAttention *d = desc;
         fprintf(out, "&(const PeftAttention){%d, %d, %" PRId64 ", %" PRId64 ", ", d->heads, d->site,
@@ -347,7 +357,8 @@ bool emit_c(FILE *out, const Program *p) {
     const PeftProgram *t = &p->table;
     print_header(out, t);
     fputs("/* ---- kernels ---- */\n\n", out);
-    for (int i = 0; i < p->ncode; i++) emit_kernel_c(out, p->graph, &p->code[i]);
+    for (int i = 0; i < p->ncode; i++)
+        if (!p->code[i].join) emit_kernel_c(out, p->graph, &p->code[i]);
     fputs("/* ---- tables ---- */\n\n"
           "#define VAR(i)     (PEFT_REF_VAR | (i))\n"
           "#define INPUT(x)   (PEFT_REF_INPUT | PEFT_IN_##x)\n"

@@ -84,6 +84,10 @@ int arg_written(const Kernel *k, const Args *args, int out) {
 
 /* ---- keys ---- */
 
+bool is_padded_dim(int64_t d) {
+    return d == DIM_T || d == DIM_M;
+}
+
 typedef struct Key {
     char *text;
     size_t n, cap;
@@ -120,6 +124,7 @@ static void append_tensor(Key *key, const Kernel *k, const Args *args, const KIn
 static void append_body(Key *key, const Kernel *k, const Args *args) {
     const KBody *b = k->body;
     append(key, "%d:%lld", k->kind, (long long)b->cols);
+    if (is_padded_dim(b->rows)) append(key, "p");
     if (k->kind == PEFT_KERNEL_COLUMN_SUM) append(key, "x%lld", (long long)b->rows);
     for (int i = 0; i < b->n; i++) {
         const KInstr *in = &b->instr[i];
@@ -154,8 +159,7 @@ static KBody *without_dead(Graph *g, const KBody *b, bool *live, KVal *to) {
     return out;
 }
 
-/* The kernel with a body of live instructions alone. */
-static const Kernel *compact(Graph *g, const Kernel *k) {
+const Kernel *compact_kernel(Graph *g, const Kernel *k) {
     size_t n = (size_t)k->body->n;
     bool *live = graph_alloc(g, n + 1);
     KVal *to = graph_alloc(g, n * sizeof *to + 1);
@@ -212,7 +216,7 @@ static void list_sites(Graph *g, const Kernel *k, CodeEntry *entry) {
 
 int32_t code_find(Graph *g, Program *p, const Kernel *k, const Args *args, const char *where,
                   CodeEntry *entry) {
-    k = compact(g, k);
+    k = compact_kernel(g, k);
     list_sites(g, k, entry);
     const char *key = make_key(g, k, args);
     uint64_t hash = hash_text(key);
@@ -223,10 +227,43 @@ int32_t code_find(Graph *g, Program *p, const Kernel *k, const Args *args, const
     }
     Code *c = &p->code[p->ncode];
     *c = (Code){.kernel = k, .where = where, .hash = hash, .key = key, .steps = 1};
-    PeftGemm ignored;
     c->storage = args->storage;
-    c->plain = plain_product(k, args, &ignored);
+    c->vector = cuda_vector(g, c);
     c->name = graph_printf(g, "k%03d_%s_%lld", p->ncode, kernel_label(g, k, '_', 4),
                            (long long)k->body->cols);
+    return p->ncode++;
+}
+
+/* Codes are told apart already: their places tell pairs of them apart. */
+static char *make_join_key(Graph *g, const Program *p, const CodeJoin *join) {
+    const Kernel *epilogue = join->epilogue->kernel, *rows = join->rows->kernel;
+    int32_t narg = kernel_args(g, rows).n;
+    Key key = {.cap = 64 + 12 * (size_t)(epilogue->nout + narg)};
+    key.text = graph_alloc(g, key.cap);
+    append(&key, "join:%d+%d", (int)(join->epilogue - p->code), (int)(join->rows - p->code));
+    for (int i = 0; i < epilogue->nout; i++) append(&key, "%c", join->stored[i] ? '!' : '.');
+    for (int i = 0; i < narg; i++) append(&key, ",%d", join->result[i]);
+    return key.text;
+}
+
+int32_t code_find_join(Graph *g, Program *p, const CodeJoin *join, const char *where) {
+    const char *key = make_join_key(g, p, join);
+    const Code *rows = join->rows;
+    for (int32_t i = 0; i < p->ncode; i++) {
+        if (strcmp(p->code[i].key, key) != 0) continue;
+        p->code[i].steps++;
+        return i;
+    }
+    p->code[p->ncode] = (Code){.kernel = rows->kernel,
+                               .where = where,
+                               .storage = rows->storage,
+                               .hash = hash_text(key),
+                               .key = key,
+                               .steps = 1,
+                               .join = join};
+    p->code[p->ncode].vector = cuda_vector(g, &p->code[p->ncode]);
+    p->code[p->ncode].name = graph_printf(
+        g, "k%03d_%s_%s_%lld", p->ncode, kernel_label(g, join->epilogue->kernel, '_', 4),
+        kernel_label(g, rows->kernel, '_', 2), (long long)rows->kernel->body->cols);
     return p->ncode++;
 }

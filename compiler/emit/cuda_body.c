@@ -2,7 +2,9 @@
  * thread for each element when nothing is reduced, a block for each row when something is, a block
  * for 32 columns of a column sum, parts of blocks for a whole sum. Invariant: every sum is added up
  * in an order that depends on sizes alone; a thread stores an element only after it has read
- * everything that lay there, row results only when the whole block has. */
+ * everything that lay there, row results only when the whole block has.
+ * A code of two (CodeJoin) has the arguments of the epilogue behind the product's operands, then
+ * those of the rows, numbered behind them; so with dropout sites. */
 #include "c_print.h"
 
 enum {
@@ -26,22 +28,26 @@ static bool has_row_result(const Kernel *k) {
     return false;
 }
 
-static int32_t row_block(int64_t cols) {
-    if (cols >= WIDE_ROW) return 512;
-    return cols >= 256 ? 256 : (int32_t)((cols + 31) / 32 * 32);
+/* Threads for the vectors, or elements, of a row. */
+static int32_t row_block(const Code *code) {
+    int64_t n = code->kernel->body->cols / code->vector;
+    if (n >= WIDE_ROW) return 512;
+    return n >= 256 ? 256 : (int32_t)((n + 31) / 32 * 32);
 }
 
-PeftLaunch cuda_launch(const Kernel *k, int32_t *block) {
-    *block = FLAT_BLOCK;
-    if (k->kind == PEFT_KERNEL_COLUMN_SUM) {
-        *block = PEFT_SUM_COLUMNS * PEFT_SUM_COLUMNS;
-        return PEFT_LAUNCH_COLUMNS;
-    }
-    bool rows = reduces_rows(k->body);
-    if (k->kind != PEFT_KERNEL_FULL_SUM) rows = rows || has_row_result(k);
-    if (rows) *block = row_block(k->body->cols);
+PeftLaunch cuda_launch(const Kernel *k) {
+    if (k->kind == PEFT_KERNEL_COLUMN_SUM) return PEFT_LAUNCH_COLUMNS;
     if (k->kind == PEFT_KERNEL_FULL_SUM) return PEFT_LAUNCH_SUM;
-    return rows ? PEFT_LAUNCH_ROWS : PEFT_LAUNCH_ELEMENTS;
+    return reduces_rows(k->body) || has_row_result(k) ? PEFT_LAUNCH_ROWS : PEFT_LAUNCH_ELEMENTS;
+}
+
+int32_t cuda_block(const Code *code) {
+    switch (cuda_launch(code->kernel)) {
+    case PEFT_LAUNCH_COLUMNS: return PEFT_SUM_COLUMNS * PEFT_SUM_COLUMNS;
+    case PEFT_LAUNCH_SUM: return reduces_rows(code->kernel->body) ? row_block(code) : FLAT_BLOCK;
+    case PEFT_LAUNCH_ROWS: return row_block(code);
+    default: return FLAT_BLOCK;
+    }
 }
 
 /* ---- elements ---- */
@@ -54,17 +60,63 @@ static void name_elements(CPrinter *p, int at) {
         if (p->loops.uses[v]) c_name(p, v, p->loops.uses[v] > 1);
 }
 
-static void print_elements(CPrinter *p) {
-    long long cols = (long long)p->body->cols;
-    c_line(p, "const int64_t count = peft_dim(rows, sym) * %lld;", cols);
-    c_line(p, "const int64_t at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;");
-    c_open(p, "for (int64_t e = at; e < count; e += (int64_t)gridDim.x * blockDim.x)");
+static bool has_result(const Kernel *k, Access access) {
+    for (int i = 0; i < k->nout; i++)
+        if (k->out_val[i] >= 0 && access_of(k->body, k->out[i]->type) == access) return true;
+    return false;
+}
+
+/* What the batch does not have of a result is zero; `at` is its place. */
+static void print_zeros(CPrinter *p, Access access, const char *at) {
+    const Kernel *k = p->kernel;
+    for (int i = 0; i < k->nout; i++)
+        if (k->out_val[i] >= 0 && access_of(p->body, k->out[i]->type) == access)
+            c_store(p, i, at, "0.0f");
+}
+
+/* Whether a launch covers rows that the batch need not have, see peft_rows of kernel_cuda.h. */
+static bool has_padding(const Kernel *k) {
+    return !is_sum_kernel(k) && is_padded_dim(k->body->rows);
+}
+
+/* e counts elements, or vectors of them. */
+static void open_elements(CPrinter *p) {
+    long long cols = (long long)p->body->cols, vector = p->code->vector, across = cols / vector;
+    bool padding = has_padding(p->kernel);
+    const char *type = vector > 1 ? "uint32_t" : "int64_t";
+    c_line(p, "const %s count = (%s)peft_dim(rows, sym) * %lld;", type, type, across);
+    if (padding) c_line(p, "const %s end = (%s)peft_rows(rows, sym) * %lld;", type, type, across);
+    c_line(p, "const %s step = (%s)gridDim.x * blockDim.x;", type, type);
+    c_line(p, "%s e = (%s)blockIdx.x * blockDim.x + threadIdx.x;", type, type);
+    c_open(p, graph_printf(p->g, "for (; e < %s; e += step)", padding ? "end" : "count"));
     if (cols == 1)
         c_line(p, "const int64_t r = e, c = 0;");
     else
-        c_line(p, "const int64_t r = e / %lld, c = e %% %lld;", cols, cols);
-    c_line(p, "(void)r, (void)c;");
+        c_line(p, "const int64_t r = e / %lld, %s = %lld * (int64_t)(e %% %lld);", across,
+               vector > 1 ? "c0" : "c", vector, across);
+    c_line(p, "(void)r, (void)%s;", vector > 1 ? "c0" : "c");
+}
+
+static void print_zero_elements(CPrinter *p) {
+    c_open(p, "if (e >= count)");
+    if (p->code->vector > 1) {
+        c_open(p, graph_printf(p->g, "for (int64_t c = c0; c < c0 + %d; c++)", CUDA_VECTOR));
+        print_zeros(p, ACCESS_ELEMENT, c_index(p, ACCESS_ELEMENT));
+        c_close(p);
+    } else {
+        print_zeros(p, p->body->cols == 1 ? ACCESS_ROW : ACCESS_ELEMENT, "e");
+    }
+    c_line(p, "continue;");
+    c_close(p);
+}
+
+static void print_elements(CPrinter *p) {
+    bool vector = p->code->vector > 1;
+    open_elements(p);
+    if (has_padding(p->kernel)) print_zero_elements(p);
     c_scalars(p, LEVEL_ROW, 0);
+    p->loop = 0;
+    if (vector) cuda_open_vector(p);
     if (p->loops.n) name_elements(p, 0);
     if (p->kernel->kind == PEFT_KERNEL_FULL_SUM) {
         c_line(p, "total += (double)%s;", c_value(p, p->kernel->out_val[0]));
@@ -72,14 +124,16 @@ static void print_elements(CPrinter *p) {
         c_stores(p, true);
         c_stores(p, false);
     }
+    if (vector) cuda_close_vector(p);
     c_close(p);
 }
 
 /* ---- rows ---- */
 
+/* Elements of a row in one thread. p: of a row's code, or of the epilogue before it. */
 static int64_t per_thread(const CPrinter *p) {
-    int64_t block = row_block(p->body->cols);
-    return (p->body->cols + block - 1) / block;
+    int64_t share = (int64_t)row_block(p->code) * p->code->vector;
+    return (p->body->cols + share - 1) / share * p->code->vector;
 }
 
 static bool ends_in_loop(const CPrinter *p, KVal v) {
@@ -113,15 +167,35 @@ static void finish_reductions(CPrinter *p) {
     }
 }
 
+/* A thread's loop over its elements of the row: element i of them is in column c. */
+static void open_columns(CPrinter *p) {
+    long long cols = (long long)p->body->cols, vector = p->code->vector;
+    long long block = row_block(p->code), n = per_thread(p) / vector;
+    if (n * vector <= UNROLLED) c_line(p, "#pragma unroll");
+    c_open(p, graph_printf(p->g, "for (int %s = 0; %s < %lld; %s++)", vector > 1 ? "j" : "i",
+                           vector > 1 ? "j" : "i", n, vector > 1 ? "j" : "i"));
+    if (vector == 1) {
+        c_line(p, "const int64_t c = threadIdx.x + i * %lld;", block);
+        if (cols % block) c_line(p, "if (c >= %lld) break;", cols);
+        return;
+    }
+    c_line(p, "const int64_t c0 = %lld * (int64_t)(threadIdx.x + j * %lld);", vector, block);
+    if (cols / vector % block) c_line(p, "if (c0 >= %lld) break;", cols);
+    cuda_open_vector(p);
+    c_line(p, "const int i = %lld * j + u;", vector);
+    c_line(p, "(void)i;");
+}
+
+static void close_columns(CPrinter *p) {
+    if (p->code->vector > 1) cuda_close_vector(p);
+    c_close(p);
+}
+
 static void print_row_loop(CPrinter *p) {
     const Kernel *k = p->kernel;
-    long long cols = (long long)p->body->cols, n = per_thread(p);
     bool last = p->loop == p->loops.n - 1;
     start_reductions(p);
-    if (n <= UNROLLED) c_line(p, "#pragma unroll");
-    c_open(p, graph_printf(p->g, "for (int i = 0; i < %lld; i++)", n));
-    c_line(p, "const int64_t c = threadIdx.x + i * %d;", row_block(p->body->cols));
-    if (cols % row_block(p->body->cols)) c_line(p, "if (c >= %lld) break;", cols);
+    open_columns(p);
     bool *outside = c_begin_scope(p);
     name_elements(p, p->loop);
     for (int v = 0; v < p->body->n; v++)
@@ -133,7 +207,7 @@ static void print_row_loop(CPrinter *p) {
     else if (last)
         c_stores(p, true);
     p->named = outside;
-    c_close(p);
+    close_columns(p);
     finish_reductions(p);
 }
 
@@ -151,9 +225,76 @@ static void store_row_results(CPrinter *p) {
     c_line(p, "__syncthreads();");
 }
 
+static bool is_kept_result(const CPrinter *rows, int result) {
+    for (int i = 0; i < rows->args.n; i++)
+        if (rows->code->join->result[i] == result) return true;
+    return false;
+}
+
+/* The row's elements of a product's epilogue. What the row's loops read of them they find as if it
+ * had been stored. */
+static void print_epilogue(CPrinter *rows) {
+    CPrinter *p = rows->epilogue;
+    const Kernel *k = p->kernel;
+    for (int i = 0; i < k->nout; i++)
+        if (is_kept_result(rows, i))
+            c_line(rows, "float e%d[%lld];", i, (long long)per_thread(rows));
+    p->indent = rows->indent;
+    c_line(p, "{");
+    p->indent++;
+    bool *outside = c_begin_scope(p);
+    c_scalars(p, LEVEL_UNIFORM, 0);
+    c_scalars(p, LEVEL_ROW, 0);
+    p->loop = 0;
+    p->stored = rows->code->join->stored;
+    open_columns(p);
+    name_elements(p, 0);
+    for (int i = 0; i < k->nout; i++) c_name(p, k->out_val[i], true);
+    for (int i = 0; i < k->nout; i++) {
+        const char *value = c_value(p, k->out_val[i]);
+        if (is_kept_result(rows, i))
+            c_line(p, "e%d[i] = pk_stored(a%d, %s);", i, arg_written(k, &p->args, i), value);
+        if (rows->code->join->stored[i]) c_store(p, i, c_index(p, ACCESS_ELEMENT), value);
+    }
+    close_columns(p);
+    p->named = outside;
+    c_close(p);
+}
+
+static void print_epilogue_zeros(CPrinter *rows) {
+    CPrinter *p = rows->epilogue;
+    p->indent = rows->indent;
+    for (int i = 0; i < p->kernel->nout; i++)
+        if (rows->code->join->stored[i]) c_store(p, i, c_index(p, ACCESS_ELEMENT), "0.0f");
+}
+
+/* In the loop over rows: a row beyond the batch. */
+static void print_zero_row(CPrinter *p) {
+    c_open(p, "if (r >= count)");
+    if (has_result(p->kernel, ACCESS_ELEMENT) || p->epilogue) {
+        c_open(p, graph_printf(p->g, "for (int64_t c = threadIdx.x; c < %lld; c += blockDim.x)",
+                               (long long)p->body->cols));
+        print_zeros(p, ACCESS_ELEMENT, c_index(p, ACCESS_ELEMENT));
+        if (p->epilogue) print_epilogue_zeros(p);
+        c_close(p);
+    }
+    if (has_result(p->kernel, ACCESS_ROW)) {
+        c_open(p, "if (threadIdx.x == 0)");
+        print_zeros(p, ACCESS_ROW, "r");
+        c_close(p);
+    }
+    c_line(p, "continue;");
+    c_close(p);
+}
+
 static void print_rows(CPrinter *p) {
+    bool padding = has_padding(p->kernel);
     c_line(p, "const int64_t count = peft_dim(rows, sym);");
-    c_open(p, "for (int64_t r = blockIdx.x; r < count; r += gridDim.x)");
+    if (padding) c_line(p, "const int64_t end = peft_rows(rows, sym);");
+    c_open(p, graph_printf(p->g, "for (int64_t r = blockIdx.x; r < %s; r += gridDim.x)",
+                           padding ? "end" : "count"));
+    if (padding) print_zero_row(p);
+    if (p->epilogue) print_epilogue(p);
     for (int v = 0; v < p->body->n; v++)
         if (p->loops.kept[v]) c_line(p, "float w%d[%lld];", v, (long long)per_thread(p));
     c_scalars(p, LEVEL_ROW, 0);
@@ -223,16 +364,37 @@ static char pointer_name(const CPrinter *p, int arg) {
     return c_is_nf4(p->args.node[arg]->type) ? 'p' : 'a';
 }
 
+static bool *written_args(const CPrinter *p) {
+    bool *written = graph_alloc(p->g, (size_t)p->args.n + 1);
+    for (int i = 0; i < p->kernel->nout; i++) written[arg_written(p->kernel, &p->args, i)] = true;
+    return written;
+}
+
+static void print_pointers(CPrinter *p, const bool *written, int from) {
+    for (int i = from; i < p->args.n; i++)
+        fprintf(p->out, "%s%c%d, ", pointer_type(p, i, written), pointer_name(p, i),
+                p->first_arg + i);
+}
+
+static int count_sites(const KBody *b) {
+    int sites = 0;
+    for (int v = 0; v < b->n; v++) sites += b->instr[v].op == K_KEEP;
+    return sites;
+}
+
+static void print_numbers(CPrinter *p, int sites) {
+    fprintf(p->out, "const int64_t *sym, int64_t rows");
+    for (int i = 0; i < sites; i++) fprintf(p->out, ", int site%d", i);
+}
+
 /* Every argument is a parameter, also those that this code does not touch: the runtime passes a
  * step's buffers as they are. Kernels that serve several steps at once get all of theirs. */
 static void print_parameters(CPrinter *p, const bool *written) {
-    int sites = 0;
-    for (int v = 0; v < p->body->n; v++) sites += p->body->instr[v].op == K_KEEP;
-    if (p->code->group) fprintf(p->out, "const PkGroup<%d> group, ", p->args.n);
-    for (int i = 0; !p->code->group && i < p->args.n; i++)
-        fprintf(p->out, "%s%c%d, ", pointer_type(p, i, written), pointer_name(p, i), i);
-    fprintf(p->out, "const int64_t *sym, int64_t rows");
-    for (int i = 0; i < sites; i++) fprintf(p->out, ", int site%d", i);
+    if (p->code->group)
+        fprintf(p->out, "const PkGroup<%d> group, ", p->args.n);
+    else
+        print_pointers(p, written, 0);
+    print_numbers(p, count_sites(p->body));
 }
 
 static void open_group(CPrinter *p, const bool *written) {
@@ -247,27 +409,60 @@ static void open_views(CPrinter *p) {
     for (int i = 0; i < p->args.n; i++) {
         Type t = p->args.node[i]->type;
         if (!c_is_nf4(t) || (p->kernel->anchor && i < p->kernel->anchor->nin)) continue;
-        c_line(p, "const Nf4View a%d = nf4_view(p%d, %lld, %s);", i, i, (long long)type_count(t),
-               t.dt == DT_NF4 ? "true" : "false");
+        c_line(p, "const Nf4View a%d = nf4_view(p%d, %lld, %s);", p->first_arg + i,
+               p->first_arg + i, (long long)type_count(t), t.dt == DT_NF4 ? "true" : "false");
     }
 }
 
-void emit_kernel_cuda(FILE *out, Graph *g, const Code *code) {
+static CPrinter cuda_printer(FILE *out, Graph *g, const Code *code) {
     const Kernel *k = code->kernel;
-    int32_t block;
-    PeftLaunch launch = cuda_launch(k, &block);
     CPrinter p = {.out = out, .g = g, .code = code, .kernel = k, .body = k->body, .indent = 1};
     p.cuda = true;
     p.args = kernel_args(g, k);
     p.loops = find_loops(g, k);
     p.named = graph_alloc(g, (size_t)k->body->n + 1);
-    bool *written = graph_alloc(g, (size_t)p.args.n + 1);
-    for (int i = 0; i < k->nout; i++) written[arg_written(k, &p.args, i)] = true;
+    return p;
+}
+
+static void print_head(CPrinter *p) {
+    fprintf(p->out, "extern \"C\" __global__ void __launch_bounds__(%d)\n%s(", cuda_block(p->code),
+            p->code->name);
+}
+
+static void emit_join(FILE *out, Graph *g, const Code *code) {
+    Code epilogue = *code->join->epilogue;
+    epilogue.vector = code->vector;
+    CPrinter first = cuda_printer(out, g, &epilogue), then = cuda_printer(out, g, code);
+    then.epilogue = &first;
+    then.first_arg = first.args.n;
+    then.first_site = count_sites(first.body);
+    fprintf(out, "/* %s,\n * then %s */\n", kernel_label(g, first.kernel, '+', first.kernel->nnode),
+            kernel_label(g, then.kernel, '+', then.kernel->nnode));
+    print_head(&then);
+    print_pointers(&first, written_args(&first), PEFT_GEMM_C);
+    print_pointers(&then, written_args(&then), 0);
+    print_numbers(&then, then.first_site + count_sites(then.body));
+    fputs(") {\n", out);
+    open_views(&first);
+    open_views(&then);
+    c_scalars(&then, LEVEL_UNIFORM, 0);
+    print_rows(&then);
+    fputs("}\n\n", out);
+}
+
+void emit_kernel_cuda(FILE *out, Graph *g, const Code *code) {
+    if (code->join) {
+        emit_join(out, g, code);
+        return;
+    }
+    PeftLaunch launch = cuda_launch(code->kernel);
+    CPrinter p = cuda_printer(out, g, code);
+    const bool *written = written_args(&p);
     if (launch == PEFT_LAUNCH_SUM)
         fprintf(out, "static __device__ GridSum %s_sum[%s];\n\n", code->name,
                 code->group ? "PEFT_GROUP" : "1");
     c_comment(&p);
-    fprintf(out, "extern \"C\" __global__ void __launch_bounds__(%d)\n%s(", block, code->name);
+    print_head(&p);
     print_parameters(&p, written);
     fputs(") {\n", out);
     open_group(&p, written);

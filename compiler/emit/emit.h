@@ -26,7 +26,16 @@ typedef struct ProgramInfo {          /* what the tables say beside the graph */
     const PeftMethod *method;
     int32_t nmethod;
     Sources *sources; /* names model lines; NULL: none are named */
+    bool skip_join;   /* every kernel its own launch on a GPU */
 } ProgramInfo;
+
+/* A product's epilogue and a kernel over rows that reads its results, as one CUDA kernel: the
+ * threads of a row compute the epilogue's elements, keep them, and go on with the row. */
+typedef struct CodeJoin {
+    const struct Code *epilogue, *rows;
+    const int32_t *result; /* by argument of `rows`: the result of the epilogue that it is, or -1 */
+    const bool *stored;    /* by result of the epilogue: something else reads it, too */
+} CodeJoin;
 
 /* Generated code, shared by all steps whose kernels have the same body. */
 typedef struct Code {
@@ -34,11 +43,13 @@ typedef struct Code {
     const char *name;       /* "k017_bias_gelu_3072" */
     const char *where;      /* model lines of its nodes */
     const uint8_t *storage; /* DType of each argument that it reads or writes */
-    bool plain;             /* a product without epilogue, seen from a GPU */
+    int32_t vector;         /* elements of a CUDA thread at a time */
+    bool launched;          /* some step launches it on a GPU */
     bool group;             /* several steps of an optimizer run it: a GPU launches them together */
     uint64_t hash;
     const char *key;
-    int32_t steps; /* that run it */
+    int32_t steps;        /* that run it */
+    const CodeJoin *join; /* CUDA code of two, kernel being that of `rows`; NULL: code of its own */
 } Code;
 
 /* What stands behind an entry of PeftProgram.kernel. */

@@ -16,6 +16,7 @@ typedef enum Access {
     ACCESS_SCALAR   /* 0 */
 } Access;
 
+bool is_padded_dim(int64_t d); /* a GPU rounds it up: PEFT_ROW_STEP */
 Access access_of(const KBody *b, Type t);
 
 /* Buffers of a kernel in the order of its arguments; `result` arguments come last. */
@@ -30,10 +31,14 @@ Args kernel_args(Graph *g, const Kernel *k);
 int arg_read(const Kernel *k, const Args *args, const Node *tensor);
 int arg_written(const Kernel *k, const Args *args, int out);
 
+/* The kernel with a body of live instructions alone. */
+const Kernel *compact_kernel(Graph *g, const Kernel *k);
 /* The index into Program.code of a kernel's code (a new one, or an equal one that exists), and the
  * dropout sites of this kernel. */
 int32_t code_find(Graph *g, Program *p, const Kernel *k, const Args *args, const char *where,
                   CodeEntry *entry);
+/* The same for the CUDA code of two that exist. */
+int32_t code_find_join(Graph *g, Program *p, const CodeJoin *join, const char *where);
 /* Names of a kernel's ops, "matmul+add+gelu". */
 char *kernel_label(Graph *g, const Kernel *k, char join, int most);
 
@@ -55,6 +60,21 @@ uint8_t storage_of(const Storage *s, const Node *n); /* of any buffer */
 /* Whether all of a GEMM is scale * A B + addend + bias; fills in these four fields. */
 bool plain_product(const Kernel *k, const Args *args, PeftGemm *d);
 
+/* ---- joins (join.c) ---- */
+
+/* By step: the earlier product whose epilogue its CUDA kernel computes, and the later step whose
+ * kernel computes its epilogue; -1: none. A step has one of the two at most. */
+typedef struct Joins {
+    int32_t *product, *rows;
+} Joins;
+
+Joins find_joins(Graph *g, PeftFn fn, const Schedule *s, const Storage *storage, bool skip);
+/* How the kernels of steps `product` and `rows` fit together; the codes are the caller's. */
+CodeJoin *describe_join(Graph *g, PeftFn fn, const Schedule *s, int32_t product, int32_t rows);
+bool body_reads(const Kernel *k, const Node *buffer);
+/* Does the kernel read the buffer at the element it computes and nowhere else? */
+bool body_reads_in_place(const Kernel *k, const Node *buffer);
+
 /* ---- temporaries (temps.c) ---- */
 
 typedef struct Temps {
@@ -64,7 +84,8 @@ typedef struct Temps {
     int32_t *workspace; /* by step: temporary, or -1 */
 } Temps;
 
-Temps find_temps(Graph *g, PeftFn fn, const Schedule *s, const Storage *storage, Sources *sources);
+Temps find_temps(Graph *g, PeftFn fn, const Schedule *s, const Storage *storage, Joins joins,
+                 Sources *sources);
 
 /* "lib/bert.bert:31", "" when nothing is known. */
 const char *where_of(Graph *g, Sources *sources, Span span);
@@ -100,7 +121,12 @@ void emit_kernel_c(FILE *out, Graph *g, const Code *code);
 /* As CUDA C, to be compiled behind runtime/cuda/kernel_cuda.h. */
 void emit_kernel_cuda(FILE *out, Graph *g, const Code *code);
 void print_cubins(FILE *out, const PeftProgram *t);
-/* How the kernel's CUDA form cuts its space, and its threads in a block. */
-PeftLaunch cuda_launch(const Kernel *k, int32_t *block);
+/* How a kernel's CUDA form cuts its space, and the threads in a block of the code. */
+PeftLaunch cuda_launch(const Kernel *k);
+int32_t cuda_block(const Code *code);
+/* Elements that a thread of the CUDA form works on at a time: CUDA_VECTOR, or 1 where some of them
+ * cannot be loaded or stored together. */
+#define CUDA_VECTOR 8
+int32_t cuda_vector(Graph *g, const Code *code);
 
 #endif

@@ -15,6 +15,7 @@ typedef struct Builder {
     PeftFn fn;          /* the function being built */
     const Schedule *schedule;
     Storage storage;
+    Joins joins;
     Temps temps;
     const NodePass *pass;
 } Builder;
@@ -62,7 +63,7 @@ static int32_t reference(const Builder *b, const Node *n) {
 
 /* ---- what runtime routines are told ---- */
 
-static const PeftGemm *gemm_desc(Builder *b, const Kernel *k, const Args *args) {
+static const PeftGemm *gemm_desc(Builder *b, const Kernel *k, const Args *args, bool joined) {
     PeftGemm *d = graph_alloc(b->g, sizeof *d);
     const Node *n = k->anchor;
     const Type a = n->in[0]->type;
@@ -74,6 +75,7 @@ static const PeftGemm *gemm_desc(Builder *b, const Kernel *k, const Args *args) 
     d->b_dtype = args->storage[1];
     d->c_dtype = args->storage[2];
     plain_product(k, args, d);
+    d->joined = joined;
     return d;
 }
 
@@ -100,9 +102,9 @@ static const PeftIndex *index_desc(Builder *b, const Node *n) {
     return d;
 }
 
-static const void *step_desc(Builder *b, const Kernel *k, const Args *args) {
+static const void *step_desc(Builder *b, const Kernel *k, const Args *args, int step) {
     switch (k->kind) {
-    case PEFT_KERNEL_GEMM: return gemm_desc(b, k, args);
+    case PEFT_KERNEL_GEMM: return gemm_desc(b, k, args, b->joins.rows[step] >= 0);
     case PEFT_KERNEL_ATTENTION:
     case PEFT_KERNEL_ATTENTION_GRAD: return attention_desc(b, k->anchor);
     case PEFT_KERNEL_INDEX:
@@ -120,20 +122,51 @@ static bool same_entry(const CodeEntry *a, const CodeEntry *b) {
 }
 
 /* The entry of the kernel table for this code, these sites and this kind; added when new. */
-static int32_t kernel_index(Builder *b, const Kernel *k, const Args *args, const char *where) {
-    static const int32_t no_site[1];
+static int32_t entry_index(Builder *b, PeftKernelKind kind, CodeEntry entry, const char *name) {
     PeftProgram *t = &b->out->table;
-    CodeEntry entry = {.code = -1, .site = no_site};
-    if (k->body) entry.code = code_find(b->g, b->out, k, args, where, &entry);
     for (int32_t i = 0; i < t->nkernel; i++)
-        if (b->kernel[i].kind == k->kind && same_entry(&b->out->entry[i], &entry)) return i;
-    const char *name = k->body ? b->out->code[entry.code].name : op_info[k->anchor->op].name;
-    PeftKernel *added = &b->kernel[t->nkernel];
-    *added = (PeftKernel){.name = name, .kind = k->kind, .site = entry.site, .nsite = entry.nsite};
-    if (k->body && !b->out->code[entry.code].plain)
-        added->launch = cuda_launch(b->out->code[entry.code].kernel, &added->block);
+        if (b->kernel[i].kind == kind && same_entry(&b->out->entry[i], &entry)) return i;
+    b->kernel[t->nkernel] =
+        (PeftKernel){.name = name, .kind = kind, .site = entry.site, .nsite = entry.nsite};
     b->out->entry[t->nkernel] = entry;
     return t->nkernel++;
+}
+
+static int32_t kernel_index(Builder *b, const Kernel *k, const Args *args, const char *where) {
+    static const int32_t no_site[1];
+    CodeEntry entry = {.code = -1, .site = no_site};
+    if (k->body) entry.code = code_find(b->g, b->out, k, args, where, &entry);
+    const char *name = k->body ? b->out->code[entry.code].name : op_info[k->anchor->op].name;
+    return entry_index(b, k->kind, entry, name);
+}
+
+/* Some step launches the kernel on a GPU. */
+static void mark_launched(Builder *b, int32_t kernel) {
+    Code *c = &b->out->code[b->out->entry[kernel].code];
+    c->launched = true;
+    b->kernel[kernel].launch = cuda_launch(c->kernel);
+    b->kernel[kernel].block = cuda_block(c);
+    b->kernel[kernel].vector = (uint8_t)c->vector;
+}
+
+/* Of step j, whose kernel a GPU runs together with an earlier step's epilogue. */
+static const PeftJoin *build_join(Builder *b, const PeftStep *step, int32_t j) {
+    int32_t i = b->joins.product[j];
+    const CodeEntry *first = &b->out->entry[step[i].kernel], *then = &b->out->entry[step[j].kernel];
+    CodeEntry both = {.nsite = first->nsite + then->nsite};
+    int32_t *site = graph_alloc(b->g, (size_t)both.nsite * sizeof *site + 1);
+    memcpy(site, first->site, (size_t)first->nsite * sizeof *site);
+    memcpy(site + first->nsite, then->site, (size_t)then->nsite * sizeof *site);
+    both.site = site;
+    CodeJoin *join = describe_join(b->g, b->fn, b->schedule, i, j);
+    join->epilogue = &b->out->code[first->code];
+    join->rows = &b->out->code[then->code];
+    both.code = code_find_join(b->g, b->out, join, step[j].where);
+    PeftJoin *d = graph_alloc(b->g, sizeof *d);
+    d->back = j - i;
+    d->kernel = entry_index(b, PEFT_KERNEL_MAP, both, b->out->code[both.code].name);
+    mark_launched(b, d->kernel);
+    return d;
 }
 
 /* ---- steps ---- */
@@ -168,7 +201,7 @@ static PeftStep build_step(Builder *b, const Kernel *k, int step) {
                   .arg = ref,
                   .workspace = space < 0 ? PEFT_REF_NONE : PEFT_REF_TEMP | space,
                   .pass = k->nnode ? b->pass[k->node[k->nnode - 1]->id].pass : PASS_OPTIMIZER,
-                  .desc = step_desc(b, k, &args),
+                  .desc = step_desc(b, k, &args, step),
                   .label = kernel_label(b->g, k, '+', 6),
                   .where = kernel_where(b, k)};
     kernel_space(k, &s.rows, &s.cols);
@@ -187,6 +220,12 @@ static void find_groups(Builder *b, const PeftFunction *f) {
                 !e->nsite && f->step[i].narg <= MOST_GROUPED)
                 b->out->code[e->code].group = true;
         }
+}
+
+/* Whether a GPU runs the kernel's own code. */
+static bool is_launched(const Builder *b, const Kernel *k, const PeftStep *s) {
+    const PeftGemm *g = k->kind == PEFT_KERNEL_GEMM ? s->desc : NULL;
+    return b->out->entry[s->kernel].code >= 0 && !(g && (g->plain || g->joined));
 }
 
 static void build_outputs(Builder *b, PeftFunction *f) {
@@ -208,9 +247,16 @@ static void build_function(Builder *b, PeftFn fn, const Schedule *s) {
     b->fn = fn;
     b->schedule = s;
     function_storage(&b->storage, b->g, fn, s, &b->out->table.needs_fp32);
-    b->temps = find_temps(b->g, fn, s, &b->storage, b->info->sources);
+    b->joins = find_joins(b->g, fn, s, &b->storage, b->info->skip_join);
+    b->temps = find_temps(b->g, fn, s, &b->storage, b->joins, b->info->sources);
     b->pass = node_passes(b->g, fn);
-    for (int i = 0; i < s->n; i++) step[i] = build_step(b, s->kernel[i], i);
+    for (int i = 0; i < s->n; i++) {
+        step[i] = build_step(b, s->kernel[i], i);
+        if (b->joins.product[i] >= 0)
+            step[i].desc = build_join(b, step, i);
+        else if (is_launched(b, s->kernel[i], &step[i]))
+            mark_launched(b, step[i].kernel);
+    }
     f->step = step;
     f->nstep = s->n;
     f->temp = b->temps.temp;
@@ -262,7 +308,7 @@ static const char *cuda_source(const Program *p) {
     size_t size = 0;
     FILE *f = open_memstream(&text, &size);
     for (int i = 0; i < p->ncode; i++)
-        if (!p->code[i].plain) emit_kernel_cuda(f, p->graph, &p->code[i]);
+        if (p->code[i].launched) emit_kernel_cuda(f, p->graph, &p->code[i]);
     fclose(f);
     const char *copy = graph_printf(p->graph, "%s", text);
     free(text);
@@ -273,6 +319,7 @@ Program *program_build(Graph *g, const ProgramInfo *info, Schedule *const sched[
     size_t steps = 1;
     for (int f = 0; f < PEFT_FN_COUNT; f++) steps += sched[f] ? (size_t)sched[f]->n : 0;
     Program *p = graph_alloc(g, sizeof *p);
+    steps *= 2; /* the kernel of each, and one together with an earlier one's */
     p->code = graph_alloc(g, steps * sizeof *p->code);
     p->entry = graph_alloc(g, steps * sizeof *p->entry);
     Builder b = {.g = g, .info = info, .out = p};

@@ -1,7 +1,8 @@
 /* Lifetimes of temporaries: the first step that writes a buffer, the last that reads it, and which
- * results may lie over an operand that dies in the same step. Invariant: two values share a
+ * results may lie over an operand that dies in the same step. What an epilogue reads and writes
+ * lives until a GPU has computed it, whoever runs the program. Invariant: two values share a
  * temporary only when the second is written by a kernel that reads the first for the last time,
- * element by element. */
+ * element by element, wherever the kernel runs. */
 #include "internal.h"
 
 #include <string.h>
@@ -13,6 +14,8 @@ typedef struct Live {
     const Storage *storage;
     Sources *sources;
     const NodePass *pass;
+    Joins joins;
+    int32_t *read;  /* by temporary: the last step that names it, whenever a GPU reads it */
     bool *gradient; /* by node id: the gradient of a trainable parameter */
     bool *pinned;   /* by node id: an output of the function, alive to its end */
     Temps out;
@@ -73,6 +76,25 @@ static void add_temp(Live *l, const Node *n, int step) {
     l->out.of[n->id] = l->out.n++;
 }
 
+static void keep_until(Live *l, const Node *n, int step) {
+    int32_t t = l->out.of[n->id];
+    if (t >= 0 && l->out.temp[t].last < step) l->out.temp[t].last = step;
+}
+
+/* A joined epilogue reads its operands, but not those of the product, and writes its results later
+ * on a GPU. */
+static void await_joins(Live *l) {
+    l->read = graph_alloc(l->g, (size_t)l->out.n * sizeof *l->read + 1);
+    for (int32_t t = 0; t < l->out.n; t++) l->read[t] = l->out.temp[t].last;
+    for (int i = 0; i < l->s->n; i++) {
+        const Kernel *k = l->s->kernel[i];
+        if (l->joins.rows[i] < 0) continue;
+        for (int j = 0; j < k->nin; j++)
+            if (body_reads(k, k->in[j])) keep_until(l, k->in[j], l->joins.rows[i]);
+        for (int j = 0; j < k->nout; j++) keep_until(l, k->out[j], l->joins.rows[i]);
+    }
+}
+
 static void find_lifetimes(Live *l) {
     for (int i = 0; i < l->s->n; i++) {
         const Kernel *k = l->s->kernel[i];
@@ -99,19 +121,21 @@ static bool same_bytes(const Live *l, const Node *a, const Node *b) {
     return type_same_shape(a->type, b->type) && (four || (s == t && s == DT_WORK));
 }
 
-/* Does the kernel read the buffer at the element it computes and nowhere else? */
-static bool read_in_place(const Kernel *k, const Node *n) {
-    for (int i = 0; k->anchor && i < k->anchor->nin; i++)
-        if (buffer_of(k->anchor->in[i]) == n) return false;
-    for (int i = 0; i < k->body->n; i++) {
-        const KInstr *in = &k->body->instr[i];
-        if (!in->tensor || buffer_of(in->tensor) != n) continue;
-        if (in->op != K_LOAD || !type_same_shape(in->tensor->type, n->type)) return false;
-        Access access = access_of(k->body, n->type);
-        if (access == ACCESS_COLUMN || (access == ACCESS_SCALAR && k->body->rows != 1))
-            return false;
-    }
-    return true;
+/* Whether step i reads the buffer in place, with the epilogue that its kernel may compute. */
+static bool read_in_place(const Live *l, int i, const Node *n) {
+    const Kernel *k = l->s->kernel[i];
+    int32_t product = l->joins.product[i];
+    for (int j = 0; k->anchor && j < k->anchor->nin; j++)
+        if (buffer_of(k->anchor->in[j]) == n) return false;
+    return body_reads_in_place(k, n) &&
+           (product < 0 || body_reads_in_place(l->s->kernel[product], n));
+}
+
+/* Nothing reads temporary t after step i's kernel, an epilogue that waits for another step's
+ * included. */
+static bool dies(const Live *l, int i, int32_t t) {
+    int32_t last = l->out.temp[t].last;
+    return last == i || (l->read[t] == i && last == l->joins.rows[i]);
 }
 
 /* A temporary that dies in step i and can hold the kernel's result, or -1. */
@@ -120,8 +144,8 @@ static int32_t dying_operand(const Live *l, int i, const Node *result, const int
     for (int j = 0; j < k->nin; j++) {
         const Node *n = k->in[j];
         int32_t t = l->out.of[n->id];
-        if (t >= 0 && l->out.temp[t].last == i && !l->pinned[n->id] && taken[t] != i &&
-            same_bytes(l, n, result) && read_in_place(k, n))
+        if (t >= 0 && dies(l, i, t) && !l->pinned[n->id] && taken[t] != i &&
+            same_bytes(l, n, result) && read_in_place(l, i, n))
             return t;
     }
     return -1;
@@ -133,6 +157,7 @@ static void merge(Live *l, int32_t into, const Node *result) {
     PeftTemp both = b->last - b->first >= a->last - a->first ? *b : *a;
     both.first = a->first;
     both.last = b->last;
+    l->read[into] = l->read[l->out.of[result->id]];
     *a = both;
     b->first = -1; /* dropped below */
     l->out.of[result->id] = into;
@@ -186,8 +211,9 @@ static void add_workspaces(Live *l) {
     }
 }
 
-Temps find_temps(Graph *g, PeftFn fn, const Schedule *s, const Storage *storage, Sources *sources) {
-    Live l = {.g = g, .fn = fn, .s = s, .storage = storage, .sources = sources};
+Temps find_temps(Graph *g, PeftFn fn, const Schedule *s, const Storage *storage, Joins joins,
+                 Sources *sources) {
+    Live l = {.g = g, .fn = fn, .s = s, .storage = storage, .joins = joins, .sources = sources};
     l.pass = node_passes(g, fn);
     size_t room = (size_t)s->n + 1;
     for (int i = 0; i < s->n; i++) room += (size_t)s->kernel[i]->nout;
@@ -199,6 +225,7 @@ Temps find_temps(Graph *g, PeftFn fn, const Schedule *s, const Storage *storage,
     memset(l.out.of, -1, (size_t)g->n * sizeof *l.out.of);
     find_gradients(&l);
     find_lifetimes(&l);
+    await_joins(&l);
     share_temps(&l);
     drop_merged(&l);
     add_workspaces(&l);

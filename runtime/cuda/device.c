@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LONG_SUM = 1024, LONGEST = 512, WIDEST_HEAD = 128 };
+enum { LONG_SUM = 1024, LONGEST = 512 };
 
 /* A long sum of few tiles is split over the GPU, and the parts, a tile's fp32 values on each of its
  * multiprocessors, are added up from memory. */
@@ -117,9 +117,8 @@ static bool reserve(Exec *x, PeftError *err) {
                    err);
 }
 
-/* What templates.cu has room for. */
+/* What attention.cu has room for. */
 static bool attention_fits(const Exec *x, PeftError *err) {
-    const PeftConfig *c = &x->program->config;
     int64_t longest = x->train_sym[PEFT_SYM_L] > x->eval_sym[PEFT_SYM_L] ? x->train_sym[PEFT_SYM_L]
                                                                          : x->eval_sym[PEFT_SYM_L];
     if (longest > LONGEST)
@@ -127,11 +126,6 @@ static bool attention_fits(const Exec *x, PeftError *err) {
                          "a sequence has %lld tokens and --device cuda takes at most %d; use"
                          " --device cpu",
                          (long long)longest, LONGEST);
-    if (c->heads > 0 && c->hidden / c->heads > WIDEST_HEAD)
-        return peft_fail(err,
-                         "the model's heads are %lld wide and --device cuda takes at most %d;"
-                         " use --device cpu",
-                         (long long)(c->hidden / c->heads), WIDEST_HEAD);
     return true;
 }
 
@@ -252,24 +246,28 @@ static bool fetch_outputs(Exec *x, PeftFn fn, const int64_t *sym, PeftError *err
 /* ---- running ---- */
 
 /* Everything of a run but what it gives back. */
-static bool start(Exec *x, PeftFn fn, const void *inputs, const int64_t *sym, PeftError *err) {
+static bool start(Exec *x, PeftFn fn, const void *inputs, const int64_t *sym, const int64_t *size,
+                  PeftError *err) {
     if (fn != PEFT_FN_EVAL && fn != PEFT_FN_GRADIENTS) x->cuda->ahead = true;
     return push_variables(x, err) && push_batch(x, inputs, sym, err) &&
-           cuda_launch_function(x, fn, sym, err);
+           cuda_launch_function(x, fn, size, err);
 }
 
-bool cuda_run(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT], PeftError *err) {
-    return start(x, fn, x->arena + first_input(x), sym, err) && fetch_outputs(x, fn, sym, err);
+bool cuda_run(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT],
+              const int64_t size[PEFT_SYM_COUNT], PeftError *err) {
+    return start(x, fn, x->arena + first_input(x), sym, size, err) &&
+           fetch_outputs(x, fn, sym, err);
 }
 
-bool cuda_submit(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT], int at, PeftError *err) {
+bool cuda_submit(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT],
+                 const int64_t size[PEFT_SYM_COUNT], int at, PeftError *err) {
     CudaExec *d = x->cuda;
     if (!d->queue && !queue_open(x, err)) return false;
     char *slot = d->queue->slot + (size_t)at * d->queue->slot_bytes;
     memset(slot, 0, SLOT_INPUTS);
     memcpy(slot, sym, PEFT_SYM_COUNT * sizeof *sym);
     memcpy(slot + SLOT_INPUTS, x->arena + first_input(x), d->queue->slot_bytes - SLOT_INPUTS);
-    bool ok = start(x, fn, slot + SLOT_INPUTS, (const int64_t *)slot, err);
+    bool ok = start(x, fn, slot + SLOT_INPUTS, (const int64_t *)slot, size, err);
     for (int i = 0; ok && i < EXEC_SCALARS; i++)
         ok = !x->scalar[fn][i] ||
              cuda_ok(d->api->cuMemcpyDtoHAsync(slot + SLOT_SCALARS + i * sizeof(float),

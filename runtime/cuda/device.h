@@ -16,11 +16,15 @@ void cuda_close(Exec *x);
 
 void cuda_touch(const Exec *x, int var); /* the host may write the variable */
 bool cuda_pull(Exec *x, PeftError *err); /* variables that the device changed, to the host */
-bool cuda_run(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT], PeftError *err);
+/* sym: the batch's sizes; size: the same as the device rounds them up, which is what is launched.
+ */
+bool cuda_run(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT],
+              const int64_t size[PEFT_SYM_COUNT], PeftError *err);
 
 /* Starts a function on a copy of the batch, in slot `at` of EXEC_QUEUE; cuda_collect waits until it
  * has run and gives its scalars. A slot is free when it has been collected. */
-bool cuda_submit(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT], int at, PeftError *err);
+bool cuda_submit(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT],
+                 const int64_t size[PEFT_SYM_COUNT], int at, PeftError *err);
 bool cuda_collect(Exec *x, int at, float scalar[EXEC_SCALARS], PeftError *err);
 
 /* GPU memory taken since the context was made, as the driver counts it: the arena, kernels, graphs,

@@ -46,6 +46,14 @@ static bool stream_limit(int *limit, PeftError *err) {
     return true;
 }
 
+static bool graph_switch(bool *plain, PeftError *err) {
+    const char *text = getenv(CUDA_GRAPH_VARIABLE);
+    *plain = text && strcmp(text, "off") == 0;
+    if (*plain || !text || !*text || strcmp(text, "on") == 0) return true;
+    err->code = 2;
+    return peft_fail(err, CUDA_GRAPH_VARIABLE " is '%s': expected on or off", text);
+}
+
 static CUstream stream_of(const CudaExec *d, int s) {
     return s == 0 ? d->stream : d->side[s - 1];
 }
@@ -77,7 +85,7 @@ static bool make_order(Exec *x, PeftFn fn, PeftError *err) {
     CudaOrder *o = &x->cuda->order[fn];
     int limit;
     if (o->event) return true;
-    if (!stream_limit(&limit, err) ||
+    if (!stream_limit(&limit, err) || !graph_switch(&x->cuda->plain, err) ||
         !order_function(x->program, &x->plan, fn, fn == PEFT_FN_EVAL ? x->eval_sym : x->train_sym,
                         limit, &o->order, err))
         return false;
@@ -206,6 +214,7 @@ bool cuda_launch_function(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT],
     if (!g->tuned && !(g->tuned = cuda_tune_function(x, fn, sym, err))) return false;
     if (!g->launched) return g->launched = launch_steps(x, fn, sym, err);
     if (x->time[fn]) return time_steps(x, fn, sym, err);
+    if (d->plain) return launch_steps(x, fn, sym, err);
     if (!g->exec && !capture(x, fn, sym, launch_steps, &g->exec, err)) return false;
     return cuda_ok(d->api->cuGraphLaunch(g->exec, d->stream), "launch a graph", err);
 }

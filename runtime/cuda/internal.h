@@ -12,6 +12,7 @@
 
 /* The environment's limit of streams; 1: one step after the other. */
 #define CUDA_STREAMS_VARIABLE "PEFTC_CUDA_STREAMS"
+#define CUDA_GRAPH_VARIABLE   "PEFTC_CUDA_GRAPH"
 
 enum {
     CUDA_HEADROOM = 128000000, /* bytes beside the arena: kernels, graphs, the library */
@@ -48,6 +49,7 @@ struct CudaExec {
     CudaGemm *gemm;
     CudaTuner *tuner;
     CUdeviceptr arena, sym;
+    bool plain; /* no graphs: steps are launched one by one each time */
     CudaGraph *graph;
     int ngraph;
     bool *touched;           /* by variable: the host may have written it */

@@ -1,6 +1,6 @@
-/* What CUDA kernels are made of: every generated kernel and templates.cu follow this text in one
- * NVRTC program. It is the device's counterpart of kernel_c.h with the parts of peftrt.h, philox.h
- * and nf4.h that kernels need, and includes nothing: NVRTC has no host headers.
+/* What CUDA kernels are made of: every generated kernel, attention.cu and templates.cu follow this
+ * text in one NVRTC program. It is the device's counterpart of kernel_c.h with the parts of
+ * peftrt.h, philox.h and nf4.h that kernels need, and includes nothing: NVRTC has no host headers.
  * Invariants: a reduction adds in an order that depends on sizes alone, so that a kernel gives the
  * same bits in every run; dropout factors and NF4 values have the bits of the CPU, whatever
  * contraction or division the compiler options choose. Blocks are one-dimensional, of whole warps.
@@ -28,6 +28,17 @@ PK_DEVICE int64_t peft_dim(int64_t d, const int64_t *sym) {
     return d >= 0 ? d : sym[-d & 15] + (-d >> 4);
 }
 
+/* Rows of a launch: batches are made up to a multiple of PEFT_ROW_STEP tokens and masked positions.
+ * Kernels write zeros into the rows of a matrix that the batch does not have, and products make
+ * zeros of zeros, so that a product may sum over all rows. */
+enum { PEFT_ROW_STEP = 64 };
+
+PK_DEVICE int64_t peft_rows(int64_t d, const int64_t *sym) {
+    const int64_t n = peft_dim(d, sym);
+    const bool padded = d == -PEFT_SYM_T || d == -PEFT_SYM_M;
+    return padded ? (n + PEFT_ROW_STEP - 1) / PEFT_ROW_STEP * PEFT_ROW_STEP : n;
+}
+
 /* ---- stored values: bf16 is the upper half of a float, rounded to nearest even ----
  *
  * `work` is how matrices lie in memory: float, or bf16 with -DPEFT_BF16. Arithmetic is in float. */
@@ -42,13 +53,28 @@ typedef Bf16 work;
 typedef float work;
 #endif
 
-/* NaN stays NaN: the rounding could carry out of its mantissa. */
+/* NaN stays NaN: without the choice the rounding could carry out of its mantissa. GPUs from 8.0 on
+ * have an instruction that gives the same bits. */
 PK_DEVICE Bf16 pk_bf16(float x) {
-    const uint32_t u = __float_as_uint(x);
     Bf16 b;
-    b.bits = (uint16_t)((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
-    if (x != x) b.bits = 0x7fff;
+#ifdef __CUDACC_RTC__
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(b.bits) : "f"(x));
+#else
+    const uint32_t u = __float_as_uint(x);
+    b.bits = x == x ? (uint16_t)((u + 0x7fffu + (u >> 16 & 1u)) >> 16) : (uint16_t)0x7fff;
+#endif
     return b;
+}
+
+/* Two values, the first in the lower half. */
+PK_DEVICE uint32_t pk_bf16_pair(float first, float second) {
+#ifdef __CUDACC_RTC__
+    uint32_t pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+    return pair;
+#else
+    return pk_bf16(first).bits | (uint32_t)pk_bf16(second).bits << 16;
+#endif
 }
 
 PK_DEVICE float pk_get(const float *x, int64_t i) {
@@ -62,6 +88,19 @@ PK_DEVICE void pk_put(float *x, int64_t i, float value) {
 }
 PK_DEVICE void pk_put(Bf16 *x, int64_t i, float value) {
     x[i] = pk_bf16(value);
+}
+
+/* What pk_get finds where pk_put has stored a value: what goes on with it in registers must see the
+ * same, and not let a product and a sum beyond the store become one operation. */
+PK_DEVICE float pk_stored(const float *, float value) {
+#ifdef __CUDACC_RTC__
+    asm("" : "+f"(value));
+#endif
+    return value;
+}
+PK_DEVICE float pk_stored(const Bf16 *, float value) {
+    const Bf16 b = pk_bf16(value);
+    return pk_get(&b, 0);
 }
 
 /* A trained matrix of n values, exact to the last bit: float, or with -DPEFT_BF16 a plane of bf16,
@@ -78,11 +117,68 @@ PK_DEVICE void pk_put_master(Bf16 *x, int64_t i, int64_t n, float value) {
     x[n + i].bits = (uint16_t)u;
 }
 #else
-PK_DEVICE float pk_get_master(const float *x, int64_t i, int64_t n) {
+PK_DEVICE float pk_get_master(const float *x, int64_t i, int64_t) {
     return x[i];
 }
-PK_DEVICE void pk_put_master(float *x, int64_t i, int64_t n, float value) {
+PK_DEVICE void pk_put_master(float *x, int64_t i, int64_t, float value) {
     x[i] = value;
+}
+#endif
+
+/* Eight values at a time, from and to a multiple of eight: buffers are aligned to 64 bytes. */
+PK_DEVICE void pk_get8(const float *x, int64_t i, float *value) {
+    *(float4 *)value = *(const float4 *)(x + i);
+    *(float4 *)(value + 4) = *(const float4 *)(x + i + 4);
+}
+PK_DEVICE void pk_put8(float *x, int64_t i, const float *value) {
+    *(float4 *)(x + i) = *(const float4 *)value;
+    *(float4 *)(x + i + 4) = *(const float4 *)(value + 4);
+}
+PK_DEVICE void pk_get8(const Bf16 *x, int64_t i, float *value) {
+    const uint4 pairs = *(const uint4 *)(x + i);
+    const uint32_t pair[4] = {pairs.x, pairs.y, pairs.z, pairs.w};
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        value[2 * k] = __uint_as_float(pair[k] << 16);
+        value[2 * k + 1] = __uint_as_float(pair[k] & 0xffff0000u);
+    }
+}
+PK_DEVICE void pk_put8(Bf16 *x, int64_t i, const float *value) {
+    uint32_t pair[4];
+#pragma unroll
+    for (int k = 0; k < 4; k++) pair[k] = pk_bf16_pair(value[2 * k], value[2 * k + 1]);
+    *(uint4 *)(x + i) = make_uint4(pair[0], pair[1], pair[2], pair[3]);
+}
+
+#ifdef PEFT_BF16
+PK_DEVICE void pk_get8_master(const Bf16 *x, int64_t i, int64_t n, float *value) {
+    const uint4 pairs = *(const uint4 *)(x + n + i);
+    const uint32_t rest[4] = {pairs.x, pairs.y, pairs.z, pairs.w};
+    pk_get8(x, i, value);
+#pragma unroll
+    for (int k = 0; k < 8; k++) {
+        const int32_t signed_rest = (int16_t)(rest[k / 2] >> (k % 2 * 16));
+        value[k] = __uint_as_float(__float_as_uint(value[k]) + (uint32_t)signed_rest);
+    }
+}
+PK_DEVICE void pk_put8_master(Bf16 *x, int64_t i, int64_t n, const float *value) {
+    alignas(16) Bf16 plane[2][8];
+#pragma unroll
+    for (int k = 0; k < 8; k++) {
+        const float one = value[k];
+        const uint32_t u = one == one ? __float_as_uint(one) : 0x7fc00000u;
+        plane[0][k].bits = (uint16_t)((u + 0x8000u) >> 16);
+        plane[1][k].bits = (uint16_t)u;
+    }
+    *(uint4 *)(x + i) = *(const uint4 *)plane[0];
+    *(uint4 *)(x + n + i) = *(const uint4 *)plane[1];
+}
+#else
+PK_DEVICE void pk_get8_master(const float *x, int64_t i, int64_t, float *value) {
+    pk_get8(x, i, value);
+}
+PK_DEVICE void pk_put8_master(float *x, int64_t i, int64_t, const float *value) {
+    pk_put8(x, i, value);
 }
 #endif
 
@@ -325,9 +421,7 @@ typedef struct GridSum { /* of one sum at a time; zeros at first */
 } GridSum;
 
 /* The arguments of several steps; y of the grid says which step a block works for. */
-template <int N> struct PkGroup {
-    void *arg[PEFT_GROUP][N];
-};
+template <int N> struct PkGroup { void *arg[PEFT_GROUP][N]; };
 
 /* out = the sum of all threads' totals: at most PEFT_SUM_BLOCKS blocks, added up by the last one.
  */

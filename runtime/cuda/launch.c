@@ -1,13 +1,16 @@
-/* Launches the steps of a program: generated kernels, templates.cu, matrix products. A kernel's
- * grid covers the batch's true size; what it computes does not depend on the grid, but for whole
- * sums, whose parts follow from the sizes alone. */
+/* Launches the steps of a program: generated kernels, attention.cu, templates.cu, matrix products.
+ * A kernel's grid covers the batch's true size; what it computes does not depend on the grid, but
+ * for whole sums, whose parts follow from the sizes alone. */
 #include "internal.h"
 
 enum {
     MAX_PARAMS = 500, /* 4 KB of pointers: what every driver takes */
     ROWS_GRID = 65535,
-    ATTENTION_BLOCK = 128,
+    ATTENTION_BLOCK = 64,
+    ATTENTION_PARTS = 2, /* blocks that share a long sequence; any number gives the same bits */
+    ATTENTION_GRAD_PARTS = 3,
     FLAT_BLOCK = 256,
+    SUM_VALUES = 8,    /* of a thread, at least */
     DEQUANT_VALUES = 8 /* of a thread */
 };
 
@@ -52,12 +55,12 @@ static int64_t most(int64_t rows) {
 }
 
 static int64_t grid_of(const PeftKernel *k, int64_t rows, int64_t cols) {
-    int64_t parts = ceil_div(rows * cols, 4 * (int64_t)k->block);
+    int64_t parts = ceil_div(rows * cols, SUM_VALUES * (int64_t)k->block);
     switch (k->launch) {
     case PEFT_LAUNCH_ROWS: return most(rows);
     case PEFT_LAUNCH_COLUMNS: return ceil_div(cols, PEFT_SUM_COLUMNS);
     case PEFT_LAUNCH_SUM: return parts < 1 ? 1 : parts < PEFT_SUM_BLOCKS ? parts : PEFT_SUM_BLOCKS;
-    default: return ceil_div(rows * cols, k->block);
+    default: return ceil_div(rows * cols, (int64_t)k->block * k->vector);
     }
 }
 
@@ -73,16 +76,26 @@ static void pass_group(Launch *l, Group *group, const Exec *x, const PeftStep *s
     pass(l, group);
 }
 
+/* What the epilogue that the step's kernel computes takes of the product's step; the arguments of a
+ * function's steps follow each other. */
+static void pass_epilogue(Launch *l, const Exec *x, const PeftStep *s, void *const *arg, int back) {
+    for (int i = 1; i <= back; i++) arg -= s[-i].narg;
+    pass_buffers(l, x, arg + PEFT_GEMM_C, s[-back].narg - PEFT_GEMM_C);
+}
+
 /* Generated code: the buffers of n steps, the symbols, the rows of their space, dropout sites. */
 static bool run_generated(const Exec *x, const PeftStep *s, void *const *const *arg, int n,
                           const int64_t *sym, PeftError *err) {
-    const PeftKernel *k = &x->program->kernel[s->kernel];
+    const PeftJoin *join = peft_join(x->program, s);
+    int32_t at = join ? join->kernel : s->kernel;
+    const PeftKernel *k = &x->program->kernel[at];
     Launch l = {.n = 0};
     Group group;
     int64_t rows = s->rows;
-    int params = k->group ? PEFT_GROUP * s->narg : s->narg;
+    int params = k->group ? PEFT_GROUP * s->narg : s->narg + (join ? s[-join->back].narg : 0);
     if (params + 2 + k->nsite > MAX_PARAMS)
         return peft_fail(err, "%s has more than %d parameters", k->name, MAX_PARAMS);
+    if (join) pass_epilogue(&l, x, s, *arg, join->back);
     if (k->group)
         pass_group(&l, &group, x, s, arg, n);
     else
@@ -90,7 +103,7 @@ static bool run_generated(const Exec *x, const PeftStep *s, void *const *const *
     pass(&l, &x->cuda->sym);
     pass(&l, &rows);
     for (int i = 0; i < k->nsite; i++) pass(&l, (void *)&k->site[i]);
-    return launch2(x, x->cuda->kernel[s->kernel], &l, grid_of(k, peft_dim(rows, sym), s->cols), n,
+    return launch2(x, x->cuda->kernel[at], &l, grid_of(k, peft_dim(rows, sym), s->cols), n,
                    k->block, err);
 }
 
@@ -133,7 +146,8 @@ CudaMatmul cuda_product(const Exec *x, const PeftStep *s, void *const *arg, void
     return product;
 }
 
-/* The product, then what is fused behind it as a kernel over its elements or rows. */
+/* The product, then what is fused behind it as a kernel over its elements or rows, unless a later
+ * step computes that. */
 static bool run_gemm(const Exec *x, const PeftStep *s, void *const *const *arg, void *workspace,
                      const int64_t *sym, PeftError *err) {
     const PeftGemm *g = s->desc;
@@ -143,8 +157,7 @@ static bool run_gemm(const Exec *x, const PeftStep *s, void *const *const *arg, 
         !dequantise(x, &(*arg)[1], product.b, product.n * product.k, g->b_dtype == DT_NF4, err))
         return false;
     if (!cuda_gemm_run(d->gemm, &product, d->current, err)) return false;
-    return x->program->kernel[s->kernel].launch == PEFT_LAUNCH_NONE ||
-           run_generated(x, s, arg, 1, sym, err);
+    return g->plain || g->joined || run_generated(x, s, arg, 1, sym, err);
 }
 
 static bool run_attention(const Exec *x, const PeftStep *s, void *const *arg, const int64_t *sym,
@@ -163,8 +176,9 @@ static bool run_attention(const Exec *x, const PeftStep *s, void *const *arg, co
     pass(&l, &scale);
     pass(&l, &p);
     pass(&l, &site);
-    return launch(x, grad ? x->cuda->attention_grad : x->cuda->attention, &l,
-                  sym[PEFT_SYM_S] * heads, ATTENTION_BLOCK, err);
+    return launch2(x, grad ? x->cuda->attention_grad : x->cuda->attention, &l,
+                   sym[PEFT_SYM_S] * heads, grad ? ATTENTION_GRAD_PARTS : ATTENTION_PARTS,
+                   ATTENTION_BLOCK, err);
 }
 
 static bool run_indexed(const Exec *x, const PeftStep *s, void *const *arg, const int64_t *sym,

@@ -170,6 +170,12 @@ static void add_buffer(Ranges *r, const PeftStep *s, int32_t ref, bool written) 
     }
 }
 
+static void add_buffers(Ranges *r, const PeftStep *s, int from, int to) {
+    bool gemm = r->program->kernel[s->kernel].kind == PEFT_KERNEL_GEMM;
+    for (int k = from; k < to; k++)
+        add_buffer(r, s, s->arg[k], k >= s->nread || (gemm && k == PEFT_GEMM_C));
+}
+
 /* Counters that launches of the same code share lie below the arena. */
 static void add_counters(Ranges *r, PeftKernelKind kind, int32_t kernel) {
     const PeftKernel *k = r->program->kernel;
@@ -183,8 +189,9 @@ static OrderStep step_ranges(Ranges *r, const PeftStep *s) {
     PeftKernelKind kind = r->program->kernel[s->kernel].kind;
     OrderStep out = {.range = &r->range[r->n]};
     int before = r->n;
-    for (int k = 0; k < s->narg; k++)
-        add_buffer(r, s, s->arg[k], k >= s->nread || (kind == PEFT_KERNEL_GEMM && k == 2));
+    const PeftJoin *join = peft_join(r->program, s);
+    if (join) add_buffers(r, s - join->back, PEFT_GEMM_C, s[-join->back].narg);
+    add_buffers(r, s, 0, peft_own_args(r->program, s));
     add_buffer(r, s, s->workspace, true);
     add_counters(r, kind, s->kernel);
     out.n = r->n - before;
@@ -275,7 +282,7 @@ bool order_function(const PeftProgram *p, const ProgramPlan *plan, PeftFn fn,
     Ranges r = {.program = p, .plan = plan, .fn = fn, .sym = sym};
     size_t room = 0, n = (size_t)f->nstep;
     *out = (Order){0};
-    for (int i = 0; i < f->nstep; i++) room += (size_t)f->step[i].narg + 2;
+    for (int i = 0; i < f->nstep; i++) room += 2 * (size_t)f->step[i].narg + 2; /* once joined */
     r.range = peft_alloc(2 * room, sizeof *r.range, err);
     OrderStep *step = peft_alloc(2 * n, sizeof *step, err);
     Grouping g = {.f = f, .program = p, .step = step};

@@ -2,10 +2,10 @@
 """What storing matrices in bf16 does to the golden values of models/: tests/tools/golden.c has its bf16 tolerances from here.
 
 check_models.py's model again, in float64, with what the GPU keeps in bf16 rounded to bf16 whenever it is stored:
-weights as products read them, what products, norms and activations hand on, and the gradients of all of these. Sums,
+weights and biases as products read them, what products, norms and activations hand on, and the gradients of all of these. Sums,
 statistics, logits, losses, the trained weights themselves and the optimizer's moments stay exact. One rounding is one
-sample of the noise, so this is done on three grids (values are scaled by 1, 1.25 and 1.6 to be rounded) and the root
-mean square is taken. Prints one line a fixture, the largest deviation of each kind of tensor relative to its norm, and
+sample of the noise, so this is done on eight grids (values are scaled by 1 to 1.875 to be rounded) and the root mean
+square is taken. Prints one line a fixture, the largest deviation of each kind of tensor relative to its norm, and
 writes bf16.json into the fixture's folder: the 2-norm of each tensor's deviation.
 """
 
@@ -20,7 +20,7 @@ from check_models import Model, train, worse
 from safetensors.numpy import load_file
 
 
-SCALES = (1.0, 1.25, 1.6)
+SCALES = [1 + i / 8 for i in range(8)]
 
 
 class Stored(torch.autograd.Function):
@@ -55,8 +55,9 @@ def stored(x):
 
 class Rounded(Model):
     def linear(self, name: str, x):
-        exact, matrices = self.p, (f"{name}.weight", f"{name}.lora_A.weight", f"{name}.lora_B.weight")
-        self.p = exact | {n: Weight.apply(exact[n]) for n in matrices if n in exact}
+        parts = ["weight", "lora_A.weight", "lora_B.weight"] + ["bias"] * (name != "classifier")
+        exact, read = self.p, (f"{name}.{part}" for part in parts)
+        self.p = exact | {n: Weight.apply(exact[n]) for n in read if n in exact}
         y = super().linear(name, stored(x))
         self.p = exact
         return y if name == "classifier" else stored(y)

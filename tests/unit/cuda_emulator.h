@@ -398,7 +398,7 @@ static inline int __clz(int x) {
     return x ? __builtin_clz((unsigned)x) : 32;
 }
 
-/* ---- the tensor cores' products that templates.cu uses, with PTX's layout of the operands ---- */
+/* ---- the tensor cores' products that attention.cu uses, with PTX's layout of the operands ---- */
 
 static inline void mma_bf16(float *c, const uint32_t *a, const uint32_t *b) {
     const cuda_emulator::Operands all = cuda_emulator::exchange(a, b, "mma_bf16");

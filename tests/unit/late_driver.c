@@ -31,6 +31,7 @@ typedef struct Graph {
 int late_waits;     /* calls that had to wait */
 int late_downloads; /* copies to the host */
 int late_uploads;   /* copies from memory that is not page-locked */
+int late_graphs;    /* made */
 int late_misuse;    /* memory given back while the queue was not empty */
 
 static List queue;
@@ -156,6 +157,7 @@ int cuGraphInstantiateWithFlags(Graph **exec, Graph *graph, unsigned long long f
     (void)flags;
     *exec = malloc(sizeof **exec);
     **exec = *graph;
+    late_graphs++;
     return 0;
 }
 

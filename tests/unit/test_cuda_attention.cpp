@@ -6,7 +6,7 @@
 
 namespace device {
 #include "../../runtime/cuda/kernel_cuda.h"
-#include "../../runtime/cuda/templates.cu"
+#include "../../runtime/cuda/attention.cu"
 } // namespace device
 
 extern "C" {
@@ -118,6 +118,12 @@ static Problem make_problem(const Case *c) {
     return p;
 }
 
+/* Rows that a launch for so many tokens has; those beyond are zero. */
+static int64_t launched_rows(int64_t tokens) {
+    const int64_t sym[SYMBOLS] = {0, tokens};
+    return device::peft_rows(-device::PEFT_SYM_T, sym);
+}
+
 typedef struct CpuResult {
     std::vector<float> context, lse, dq, dk, dv;
 } CpuResult;
@@ -141,10 +147,12 @@ static CpuResult run_cpu(const Problem &p) {
     void *workspace = aligned_alloc(64, (bytes + 64) / 64 * 64);
     assert_non_null(workspace);
     CpuResult r;
-    r.context.resize(p.q.value.size());
+    const int64_t nk = launched_rows(p.tokens) * p.width;
+    const int64_t nq = c->first_only ? p.queries * p.width : nk;
+    r.context.resize((size_t)nq);
     r.lse.resize((size_t)(p.queries * c->heads));
     attention_forward(&a, r.context.data(), p.width, r.lse.data(), 1, workspace);
-    r.dq.resize(p.q.value.size()), r.dk.resize(p.k.value.size()), r.dv.resize(p.v.value.size());
+    r.dq.resize((size_t)nq), r.dk.resize((size_t)nk), r.dv.resize((size_t)nk);
     AttentionGrad g = {p.dcontext.value.data(),
                        p.width,
                        r.lse.data(),
@@ -191,7 +199,8 @@ static void backward(const Problem &p, const CpuResult &cpu, DeviceResult *r, in
 }
 
 static DeviceResult no_result(const Problem &p) {
-    const int64_t nq = p.queries * p.width, nk = p.tokens * p.width;
+    const int64_t nk = launched_rows(p.tokens) * p.width;
+    const int64_t nq = p.c->first_only ? p.queries * p.width : nk;
     return {Guarded<Stored>(nq), Guarded<float>(p.queries * p.c->heads), Guarded<Stored>(nq),
             Guarded<Stored>(nk), Guarded<Stored>(nk)};
 }

@@ -248,7 +248,7 @@ typedef struct Compiled {
     int64_t sym[PEFT_SYM_COUNT];
 } Compiled;
 
-static void open_model(Compiled *m, const char *path) {
+static void open_model(Compiled *m, const char *path, bool skip_join) {
     Settings none = {0};
     ModelInfo info;
     Diag diag;
@@ -273,6 +273,7 @@ static void open_model(Compiled *m, const char *path) {
         sched[fn] = schedule_function(m->g, (PeftFn)fn, k, n);
     }
     ProgramInfo about = {.name = path, .source = path, .text = "", .fit = info.fit};
+    about.skip_join = skip_join;
     m->program = program_build(m->g, &about, sched);
     if (!program_plan(&m->program->table, 1u << PEFT_FN_TRAIN, m->sym, m->sym, &m->plan, &err))
         fail_msg("%s", err.msg);
@@ -308,14 +309,102 @@ static Touch touch_of(const Compiled *m, const PeftStep *s, int k) {
     return t;
 }
 
-static bool program_conflict(const Compiled *m, const PeftStep *a, const PeftStep *b) {
-    for (int i = 0; i <= a->narg; i++)
-        for (int k = 0; k <= b->narg; k++) {
-            Touch x = touch_of(m, a, i), y = touch_of(m, b, k);
-            int64_t begin = x.begin > y.begin ? x.begin : y.begin;
-            if (begin < x.end && begin < y.end && (x.written || y.written)) return true;
+enum { MOST_TOUCHED = 512 };
+
+/* The earlier product whose epilogue the step's kernel computes, or NULL. */
+static const PeftStep *joined_product(const Compiled *m, const PeftStep *s) {
+    bool map = m->program->table.kernel[s->kernel].kind == PEFT_KERNEL_MAP;
+    return map && s->desc ? s - ((const PeftJoin *)s->desc)->back : NULL;
+}
+
+/* What a product's epilogue touches: its first result, too. */
+static int epilogue_touches(const Compiled *m, const PeftStep *product, Touch *out) {
+    int n = 0;
+    for (int k = 2; k < product->narg; k++) out[n++] = touch_of(m, product, k);
+    return n;
+}
+
+static int own_touches(const Compiled *m, const PeftStep *s, Touch *out) {
+    bool gemm = m->program->table.kernel[s->kernel].kind == PEFT_KERNEL_GEMM;
+    bool joined = gemm && ((const PeftGemm *)s->desc)->joined;
+    int n = 0;
+    assert_true(2 * s->narg < MOST_TOUCHED);
+    for (int k = 0; k <= s->narg; k++)
+        if (!joined || k <= 2 || k == s->narg) out[n++] = touch_of(m, s, k);
+    return n;
+}
+
+static bool touches_conflict(const Touch *a, int na, const Touch *b, int nb) {
+    for (int i = 0; i < na; i++)
+        for (int k = 0; k < nb; k++) {
+            int64_t begin = a[i].begin > b[k].begin ? a[i].begin : b[k].begin;
+            if (begin < a[i].end && begin < b[k].end && (a[i].written || b[k].written)) return true;
         }
     return false;
+}
+
+static int touches(const Compiled *m, const PeftStep *s, Touch *out) {
+    const PeftStep *product = joined_product(m, s);
+    int n = own_touches(m, s, out);
+    return product ? n + epilogue_touches(m, product, out + n) : n;
+}
+
+static bool program_conflict(const Compiled *m, const PeftStep *a, const PeftStep *b) {
+    Touch x[MOST_TOUCHED], y[MOST_TOUCHED];
+    return touches_conflict(x, touches(m, a, x), y, touches(m, b, y));
+}
+
+/* An epilogue may wait for the step whose kernel computes it: nothing in between touches what it
+ * does, and all of it lives until then. */
+static int check_joins(const Compiled *m) {
+    const PeftFunction *f = &m->program->table.fn[PEFT_FN_TRAIN];
+    int joins = 0;
+    for (const PeftStep *s = f->step; s < f->step + f->nstep; s++) {
+        const PeftStep *product = joined_product(m, s);
+        Touch epilogue[MOST_TOUCHED], other[MOST_TOUCHED];
+        if (!product) continue;
+        assert_true(product >= f->step && ((const PeftGemm *)product->desc)->joined);
+        int n = epilogue_touches(m, product, epilogue);
+        for (const PeftStep *k = product + 1; k < s; k++)
+            assert_false(touches_conflict(epilogue, n, other, touches(m, k, other)));
+        for (int k = 2; k < product->narg; k++) {
+            if (PEFT_REF_KIND(product->arg[k]) != PEFT_REF_TEMP) continue;
+            const PeftTemp *t = &f->temp[PEFT_REF_INDEX(product->arg[k])];
+            assert_in_range(s - f->step, t->first, t->last);
+        }
+        joins++;
+    }
+    for (int i = 0; i < f->nstep; i++) /* every product that waits is waited for */
+        if (m->program->table.kernel[f->step[i].kernel].kind == PEFT_KERNEL_GEMM)
+            joins -= ((const PeftGemm *)f->step[i].desc)->joined;
+    assert_int_equal(joins, 0);
+    for (int i = 0; i < f->nstep; i++) joins += joined_product(m, &f->step[i]) != NULL;
+    return joins;
+}
+
+/* Kernels that a step launches: products, dequantised operands, generated code. */
+static int step_kernels(const Compiled *m, const PeftStep *s) {
+    const PeftGemm *g = s->desc;
+    if (m->program->table.kernel[s->kernel].kind != PEFT_KERNEL_GEMM) return 1;
+    return 1 + (g->b_dtype == DT_NF4 || g->b_dtype == DT_NF4_PLAIN) + !(g->plain || g->joined);
+}
+
+/* Kernels that are launched, and those of the longest chain. */
+static int count_kernels(const Compiled *m, const Order *o, const bool *before, int *chain) {
+    const PeftFunction *f = &m->program->table.fn[PEFT_FN_TRAIN];
+    int *depth = calloc((size_t)o->nstep + 1, sizeof *depth), all = 0;
+    assert_non_null(depth);
+    *chain = 0;
+    for (int l = 0; l < o->nstep; l++) {
+        int kernels = step_kernels(m, &f->step[o->member[o->first_member[l]]]);
+        for (int k = 0; k < l; k++)
+            if (before[l * (o->nstep + 1) + k] && depth[k] > depth[l]) depth[l] = depth[k];
+        depth[l] += kernels;
+        all += kernels;
+        if (depth[l] > *chain) *chain = depth[l];
+    }
+    free(depth);
+    return all;
 }
 
 static bool share_counters(const Compiled *m, const PeftStep *a, const PeftStep *b) {
@@ -403,21 +492,26 @@ static void check_pair(const Compiled *m, const bool *before, int width, const i
     assert_false(share_counters(m, &f->step[i], &f->step[j]));
 }
 
-static void check_program(const char *path, double most) {
+/* Returns how many kernels are launched. */
+static int check_program(const char *path, double most, bool skip_join) {
     Compiled m;
-    open_model(&m, path);
+    int chain;
+    open_model(&m, path, skip_join);
     const PeftFunction *f = &m.program->table.fn[PEFT_FN_TRAIN];
     check_written_first(&m);
     check_slack(&m);
+    int joins = check_joins(&m);
+    assert_int_equal(joins == 0, skip_join);
     Order o = program_order(&m, CUDA_STREAMS), free_order = program_order(&m, f->nstep);
     bool *before = all_pairs(&o, -1);
     int *launch = launches(f, &o);
     for (int i = 0; i < f->nstep; i++)
         for (int j = 0; j < i; j++) check_pair(&m, before, o.nstep + 1, launch, i, j);
-    print_message("%s: %d steps in %d launches, longest chain %d on %d streams (%d waits), %d on"
-                  " any; %.1f MB\n",
-                  path, f->nstep, o.nstep, o.longest, CUDA_STREAMS, o.nwait, free_order.longest,
-                  (double)m.plan.peak / 1e6);
+    int kernels = count_kernels(&m, &o, before, &chain);
+    print_message("%s: %d steps, %d joined, in %d launches, longest chain %d on %d streams (%d"
+                  " waits), %d on any; %d kernels, %d in a chain; %.1f MB\n",
+                  path, f->nstep, joins, o.nstep, o.longest, CUDA_STREAMS, o.nwait,
+                  free_order.longest, kernels, chain, (double)m.plan.peak / 1e6);
     assert_true(o.nstep < f->nstep);
     free(launch);
     assert_true(o.longest < most * f->nstep);
@@ -425,15 +519,23 @@ static void check_program(const char *path, double most) {
     order_free(&o);
     order_free(&free_order);
     close_model(&m);
+    return kernels;
 }
 
 static void test_programs(void **state) {
     (void)state;
-    check_program("models/lora_r16.bert", 0.60);
-    check_program("models/qlora_r16.bert", 0.60);
-    check_program("models/adapters.bert", 0.55);
-    check_program("models/full_ft.bert", 0.45);
-    check_program("models/mlm.bert", 0.60);
+    const struct {
+        const char *path;
+        double most;
+    } c[] = {{"models/lora_r16.bert", 0.60},
+             {"models/qlora_r16.bert", 0.60},
+             {"models/adapters.bert", 0.55},
+             {"models/full_ft.bert", 0.45},
+             {"models/mlm.bert", 0.60}};
+    for (size_t i = 0; i < sizeof c / sizeof *c; i++) {
+        int apart = check_program(c[i].path, c[i].most, true);
+        assert_in_range(check_program(c[i].path, c[i].most, false), 1, apart - 20);
+    }
 }
 
 /* ---- what reaches the driver ---- */
@@ -601,8 +703,11 @@ typedef struct Machine {
 
 static void add_step(Machine *m, const OrderStep *from, int i) {
     int32_t *n = &m->program.nvar;
-    m->kernel[i] = (PeftKernel){
-        .name = "map", .kind = PEFT_KERNEL_MAP, .launch = PEFT_LAUNCH_ELEMENTS, .block = 32};
+    m->kernel[i] = (PeftKernel){.name = "map",
+                                .kind = PEFT_KERNEL_MAP,
+                                .launch = PEFT_LAUNCH_ELEMENTS,
+                                .block = 32,
+                                .vector = 1};
     m->function[i] = handle_of(i);
     m->step[i] = (PeftStep){.kernel = i,
                             .arg = &m->ref[*n],

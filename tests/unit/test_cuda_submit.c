@@ -66,9 +66,16 @@ static const PeftVar vars[] = {
      .trainable = 1,
      .dim = {1}},
     {.name = "frozen", .block = "", .where = "w:2", .dtype = DT_F32, .rank = 1, .dim = {1}}};
-static const PeftKernel kernels[] = {
-    {.name = "late_loss", .kind = PEFT_KERNEL_MAP, .launch = PEFT_LAUNCH_ELEMENTS, .block = 32},
-    {.name = "late_update", .kind = PEFT_KERNEL_MAP, .launch = PEFT_LAUNCH_ELEMENTS, .block = 32}};
+static const PeftKernel kernels[] = {{.name = "late_loss",
+                                      .kind = PEFT_KERNEL_MAP,
+                                      .launch = PEFT_LAUNCH_ELEMENTS,
+                                      .block = 32,
+                                      .vector = 1},
+                                     {.name = "late_update",
+                                      .kind = PEFT_KERNEL_MAP,
+                                      .launch = PEFT_LAUNCH_ELEMENTS,
+                                      .block = 32,
+                                      .vector = 1}};
 static const int32_t loss_args[] = {PEFT_REF_INPUT | PEFT_IN_tokens, PEFT_REF_TEMP | 0};
 static const int32_t update_args[] = {PEFT_REF_TEMP | 0, PEFT_REF_VAR | 0, PEFT_REF_TEMP | 1};
 static const PeftStep steps[] = {{.kernel = 0,
@@ -252,6 +259,20 @@ static void test_closed_under_way(void **state) {
     assert_int_equal(*counter("late_misuse"), 0);
 }
 
+/* Batches of other sizes are launched as one: a graph serves all up to PEFT_ROW_STEP tokens. */
+static void test_few_sizes(void **state) {
+    (void)state;
+    float loss[TOKENS];
+    int *graphs = counter("late_graphs"), before = *graphs;
+    Exec x;
+    open_program(&x, DEVICE_CUDA);
+    assert_int_equal(x.train_sym[PEFT_SYM_T], PEFT_ROW_STEP);
+    for (int i = 0; i < TOKENS; i++) submit(&x, i, &loss[i]);
+    assert_int_equal(*graphs, before + 1);
+    for (int i = 0; i < TOKENS; i++) collect(&x, i, loss);
+    exec_close(&x);
+}
+
 /* The high-water mark is that of the largest batch, whatever came before and after. */
 static void test_high_water(void **state) {
     (void)state;
@@ -291,7 +312,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_in_order),         cmocka_unit_test(test_waits_for_a_slot_only),
         cmocka_unit_test(test_run_between),      cmocka_unit_test(test_variables),
-        cmocka_unit_test(test_closed_under_way), cmocka_unit_test(test_high_water),
+        cmocka_unit_test(test_closed_under_way), cmocka_unit_test(test_few_sizes),
+        cmocka_unit_test(test_high_water),
     };
     return cmocka_run_group_tests(tests, set_up, scratch_drop);
 }

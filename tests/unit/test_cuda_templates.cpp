@@ -6,6 +6,7 @@
 
 namespace device {
 #include "../../runtime/cuda/kernel_cuda.h"
+#include "../../runtime/cuda/attention.cu"
 #include "../../runtime/cuda/templates.cu"
 } // namespace device
 
@@ -23,6 +24,12 @@ typedef struct Grouping {
     Guarded<int32_t> order, start, slot;
 } Grouping;
 
+/* Rows that a launch for so many tokens has; those beyond are zero. */
+static int64_t launched_rows(int64_t tokens) {
+    const int64_t sym[SYMBOLS] = {0, tokens};
+    return device::peft_rows(-device::PEFT_SYM_T, sym);
+}
+
 static Grouping group(const std::vector<int32_t> &index, int64_t rows, unsigned grid, Order order) {
     const int64_t n = (int64_t)index.size(), sym[SYMBOLS] = {0, n};
     Grouping g = {Guarded<int32_t>(n), Guarded<int32_t>(n + 1), Guarded<int32_t>(rows)};
@@ -36,11 +43,12 @@ static Grouping group(const std::vector<int32_t> &index, int64_t rows, unsigned 
 static void sum_segments(const std::vector<int32_t> &index, Grouping &g, int64_t cols) {
     const int64_t n = (int64_t)index.size(), sym[SYMBOLS] = {0, n};
     const std::vector<float> dy = random_floats(n * cols);
-    std::vector<float> want((size_t)(n * cols));
+    const int64_t size = launched_rows(n) * cols;
+    std::vector<float> want((size_t)size);
     segment_sum(dy.data(), cols, g.order.data(), g.start.data(), n, want.data(), 1);
-    Guarded<float> first(n * cols);
+    Guarded<float> first(size);
     for (Order order : {FORWARD, REVERSE}) {
-        Guarded<float> got(n * cols);
+        Guarded<float> got(size);
         run_kernel((unsigned)(cols + 31) / 32, order == FORWARD ? 3 : 1, 256, order, [&] {
             device::peft_segment_sum(dy.data(), g.order.data(), g.start.data(), got.data(), sym,
                                      -device::PEFT_SYM_T, cols);
@@ -75,15 +83,15 @@ static void index_equals_cpu(void **) {
 static void transpose_equals_cpu(void **) {
     for (int64_t rows : {1, 31, 32, 70}) {
         for (int64_t cols : {1, 33, 64}) {
-            const std::vector<float> in = random_floats(rows * cols);
-            const int64_t sym[SYMBOLS] = {0, rows};
-            Guarded<float> out(rows * cols);
+            const int64_t all = launched_rows(rows), sym[SYMBOLS] = {0, rows};
+            const std::vector<float> in = random_floats(all * cols);
+            Guarded<float> out(all * cols);
             run_kernel(rows == 31 ? 1 : 4, 1, 256, SHUFFLED, [&] {
                 device::peft_transpose(in.data(), out.data(), sym, -device::PEFT_SYM_T, cols);
             });
-            for (int64_t r = 0; r < rows; r++)
+            for (int64_t r = 0; r < all; r++)
                 for (int64_t c = 0; c < cols; c++)
-                    assert_true(out[r * cols + c] == in[(size_t)(c * rows + r)]);
+                    assert_true(out[r * cols + c] == in[(size_t)(c * all + r)]);
             out.check();
         }
     }
@@ -266,8 +274,9 @@ static void grid_sums_repeat(void **) {
         Guarded<float> first(1);
         for (Order order : {FORWARD, REVERSE, SHUFFLED}) {
             Guarded<float> got(1);
-            run_kernel(grid, 1, 64, order,
-                       [&] { device::grid_sum(x[blockIdx.x * 64 + threadIdx.x], got.data(), &parts); });
+            run_kernel(grid, 1, 64, order, [&] {
+                device::grid_sum(x[blockIdx.x * 64 + threadIdx.x], got.data(), &parts);
+            });
             assert_true(fabs(got[0] - want) <= 1e-6 * std::max(1.0, fabs(want)));
             got.check();
             if (order == FORWARD) first = got;

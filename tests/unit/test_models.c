@@ -147,7 +147,7 @@ static PlanSummary plan_model(const char *path, const char *skip, int64_t tokens
                         .config = m.info.config,
                         .fit = m.info.fit};
     Program *p = program_build(m.g, &info, sched);
-    int64_t sym[PEFT_SYM_COUNT] = {0, tokens, 32, 0, 66, 2};
+    int64_t sym[PEFT_SYM_COUNT] = {0, tokens, 32, 0, 66, 2, sizeof(float)};
     ProgramPlan plan;
     PeftError err = {{0}, 0};
     assert_true(

@@ -1,0 +1,109 @@
+/* Elements of CUDA kernels eight at a time: a thread that works on eight neighbours loads and
+ * stores whole vectors, and draws the dropout numbers of all eight at once. Invariant: all loads of
+ * a vector come before its first store, as those of a single element do; results may therefore lie
+ * over operands that are read at the element that is written. */
+#include "c_print.h"
+
+static bool is_float(uint8_t storage) {
+    return storage == DT_WORK || storage == DT_MASTER || storage == DT_F32;
+}
+
+/* A value that differs along the row, from memory. */
+static bool is_load(const KInstr *in) {
+    return in->level == LEVEL_ELEMENT &&
+           (in->op == K_LOAD || in->op == K_GATHER || in->op == K_SCATTER);
+}
+
+static bool is_kept_result(const CPrinter *p, int a) {
+    return p->code->join && p->code->join->result[a] >= 0;
+}
+
+static bool load_fits(const CPrinter *p, const KInstr *in) {
+    int a = arg_read(p->kernel, &p->args, in->tensor);
+    if (in->op == K_SCATTER || !is_float(p->code->storage[a])) return false;
+    Access access = access_of(p->body, in->tensor->type);
+    return in->op == K_GATHER || access == ACCESS_ELEMENT || access == ACCESS_COLUMN;
+}
+
+static bool fits(Graph *g, const Code *code) {
+    const Kernel *k = code->kernel;
+    const CPrinter p = {.code = code, .kernel = k, .body = k->body, .args = kernel_args(g, k)};
+    if (k->body->cols % CUDA_VECTOR || k->kind == PEFT_KERNEL_COLUMN_SUM) return false;
+    for (int v = 0; v < k->body->n; v++)
+        if (is_load(&k->body->instr[v]) && !load_fits(&p, &k->body->instr[v])) return false;
+    for (int i = 0; !is_sum_kernel(k) && i < k->nout; i++)
+        if (stored_in_loop(k, i) && !is_float(code->storage[arg_written(k, &p.args, i)]))
+            return false;
+    return true;
+}
+
+int32_t cuda_vector(Graph *g, const Code *code) {
+    return fits(g, code) && (!code->join || fits(g, code->join->epilogue)) ? CUDA_VECTOR : 1;
+}
+
+bool cuda_is_vector_load(const CPrinter *p, KVal v) {
+    const KInstr *in = &p->body->instr[v];
+    return p->vector && is_load(in) &&
+           !is_kept_result(p, arg_read(p->kernel, &p->args, in->tensor));
+}
+
+bool cuda_is_vector_result(const CPrinter *p, int out) {
+    return p->vector && !is_sum_kernel(p->kernel) && p->loop == p->loops.n - 1 &&
+           stored_in_loop(p->kernel, out) && (!p->stored || p->stored[out]);
+}
+
+/* "a3, r * 768 + c0", and the count that places a master's second plane. */
+static const char *vector_place(CPrinter *p, int a, uint8_t storage, const char *at, Type t) {
+    a += p->first_arg;
+    if (storage != DT_MASTER) return graph_printf(p->g, "a%d, %s", a, at);
+    return graph_printf(p->g, "a%d, %s, %lld", a, at, (long long)type_count(t));
+}
+
+static const char *suffix(uint8_t storage) {
+    return storage == DT_MASTER ? "_master" : "";
+}
+
+/* Whether this loop reads v: on its own account, or to reduce it as it is. */
+static bool is_read(const CPrinter *p, KVal v) {
+    if (p->loops.uses[v]) return true;
+    for (int i = 0; i < p->body->n; i++) {
+        const KInstr *in = &p->body->instr[i];
+        if (is_reduction(in) && in->a == v && p->loops.phase[i] == p->loop + 1) return true;
+    }
+    return false;
+}
+
+void cuda_open_vector(CPrinter *p) {
+    p->vector = true;
+    p->column = "c0";
+    if (p->loops.n) loop_uses(p->kernel, &p->loops, p->loop);
+    for (int v = 0; v < p->body->n; v++) {
+        if (!cuda_is_vector_load(p, v) || !is_read(p, v)) continue;
+        const Node *tensor = p->body->instr[v].tensor;
+        int a = arg_read(p->kernel, &p->args, tensor);
+        uint8_t storage = p->code->storage[a];
+        c_line(p, "alignas(16) float x%d[%d];", v, CUDA_VECTOR);
+        c_line(p, "pk_get8%s(%s, x%d);", suffix(storage),
+               vector_place(p, a, storage, c_place(p, v), tensor->type), v);
+    }
+    for (int i = 0; i < p->kernel->nout; i++)
+        if (cuda_is_vector_result(p, i)) c_line(p, "alignas(16) float y%d[%d];", i, CUDA_VECTOR);
+    c_line(p, "#pragma unroll");
+    c_open(p, graph_printf(p->g, "for (int u = 0; u < %d; u++)", CUDA_VECTOR));
+    c_line(p, "const int64_t c = c0 + u;");
+    c_line(p, "(void)c;");
+    p->column = NULL;
+}
+
+void cuda_close_vector(CPrinter *p) {
+    c_close(p);
+    for (int i = 0; i < p->kernel->nout; i++) {
+        if (!cuda_is_vector_result(p, i)) continue;
+        int a = arg_written(p->kernel, &p->args, i);
+        uint8_t storage = p->code->storage[a];
+        const char *at = graph_printf(p->g, "r * %lld + c0", (long long)p->body->cols);
+        c_line(p, "pk_put8%s(%s, y%d);", suffix(storage),
+               vector_place(p, a, storage, at, p->kernel->out[i]->type), i);
+    }
+    p->vector = false;
+}
