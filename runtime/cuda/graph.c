@@ -115,13 +115,17 @@ static bool record(const CudaExec *d, const CudaOrder *o, int32_t step, CUstream
 
 /* ---- launching ---- */
 
-/* Steps of one kernel, mostly a single one, on d->current; a failure names the first. */
-static bool launch_members(Exec *x, PeftFn fn, const int32_t *member, int n, const int64_t *sym,
-                           PeftError *err) {
+/* Steps of one kernel, mostly a single one, on d->current, or what can be prepared for it; a
+ * failure names the first. */
+static bool launch_members(Exec *x, PeftFn fn, const int32_t *member, int n, bool prepare,
+                           const int64_t *sym, PeftError *err) {
     const PeftStep *s = &x->program->fn[fn].step[*member];
+    void *workspace = x->workspace[fn][*member];
     void *const *arg[PEFT_GROUP];
     for (int i = 0; i < n; i++) arg[i] = x->cuda->order[fn].arg[member[i]];
-    if (cuda_step(x, s, arg, n, x->workspace[fn][*member], sym, err)) return true;
+    if (prepare ? cuda_prepare(x, s, *arg, workspace, sym, err)
+                : cuda_step(x, s, arg, n, workspace, sym, err))
+        return true;
     char why[sizeof err->msg];
     memcpy(why, err->msg, sizeof why);
     err->msg[0] = 0;
@@ -135,7 +139,8 @@ static bool launch_marked_steps(Exec *x, PeftFn fn, const int64_t *sym, PeftErro
     d->current = d->stream;
     for (int32_t i = 0; i < f->nstep; i++)
         if (!cuda_timing_mark(&d->timing[fn], d->api, i, d->stream, err) ||
-            !launch_members(x, fn, &i, 1, sym, err))
+            !launch_members(x, fn, &i, 1, true, sym, err) ||
+            !launch_members(x, fn, &i, 1, false, sym, err))
             return false;
     return cuda_timing_mark(&d->timing[fn], d->api, f->nstep, d->stream, err);
 }
@@ -150,7 +155,8 @@ static bool launch_steps(Exec *x, PeftFn fn, const int64_t *sym, PeftError *err)
         int n = order->first_member[i + 1] - order->first_member[i];
         d->current = stream_of(d, order->stream[i]);
         if (!wait_for_steps(d, o, i, d->current, err) ||
-            !launch_members(x, fn, member, n, sym, err) || !record(d, o, i, d->current, err))
+            !launch_members(x, fn, member, n, order->prepares[i], sym, err) ||
+            !record(d, o, i, d->current, err))
             return false;
     }
     return wait_for_steps(d, o, order->nstep, d->stream, err);

@@ -62,6 +62,11 @@ typedef struct CudaExec CudaExec;
 /* The device's address of a place in the host's arena; 0 for NULL. */
 CUdeviceptr cuda_address(const Exec *x, const void *host);
 
+/* What a step needs and can have before its operands are there: a quantised weight, dequantised
+ * into its workspace. It comes before cuda_step. */
+bool cuda_prepare(const Exec *x, const PeftStep *s, void *const *arg, void *workspace,
+                  const int64_t sym[PEFT_SYM_COUNT], PeftError *err);
+
 /* Launches a step on the current stream, or n (at most PEFT_GROUP) of a kernel for several, as one
  * launch; s is the first of them. arg, workspace: places in the host's arena, by step. */
 bool cuda_step(const Exec *x, const PeftStep *s, void *const *const *arg, int n, void *workspace,

@@ -146,16 +146,20 @@ CudaMatmul cuda_product(const Exec *x, const PeftStep *s, void *const *arg, void
     return product;
 }
 
-/* The product, then what is fused behind it as a kernel over its elements or rows, unless a later
- * step computes that. */
+bool cuda_prepare(const Exec *x, const PeftStep *s, void *const *arg, void *workspace,
+                  const int64_t sym[PEFT_SYM_COUNT], PeftError *err) {
+    const PeftGemm *g = s->desc;
+    if (x->program->kernel[s->kernel].kind != PEFT_KERNEL_GEMM || !is_quantised(g)) return true;
+    CudaMatmul product = cuda_product(x, s, arg, workspace, sym);
+    return dequantise(x, &arg[1], product.b, product.n * product.k, g->b_dtype == DT_NF4, err);
+}
+
+/* The product, then what is fused behind it as a kernel over its elements or rows. */
 static bool run_gemm(const Exec *x, const PeftStep *s, void *const *const *arg, void *workspace,
                      const int64_t *sym, PeftError *err) {
     const PeftGemm *g = s->desc;
     CudaExec *d = x->cuda;
     CudaMatmul product = cuda_product(x, s, *arg, workspace, sym);
-    if (is_quantised(g) &&
-        !dequantise(x, &(*arg)[1], product.b, product.n * product.k, g->b_dtype == DT_NF4, err))
-        return false;
     if (!cuda_gemm_run(d->gemm, &product, d->current, err)) return false;
     return g->plain || g->joined || run_generated(x, s, arg, 1, sym, err);
 }

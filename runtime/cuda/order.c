@@ -136,6 +136,7 @@ void order_free(Order *o) {
     free(o->first_wait);
     free(o->member);
     free(o->first_member);
+    free(o->prepares);
     *o = (Order){0};
 }
 
@@ -254,26 +255,58 @@ static void find_groups(Grouping *g) {
     }
 }
 
-/* Each group is a step in the place of its last member. Their ranges are copied side by side. */
-static bool join_groups(const Grouping *g, OrderStep *joined, OrderRange *range, Order *out,
-                        PeftError *err) {
-    int n = 0, nmember = 0, nrange = 0;
-    out->member = peft_alloc((size_t)g->f->nstep + 1, sizeof *out->member, err);
-    out->first_member = peft_alloc((size_t)g->n + 1, sizeof *out->first_member, err);
-    if (!out->member || !out->first_member) return false;
+static bool is_prepared(const Grouping *g, int i) {
+    const PeftStep *s = &g->f->step[i];
+    const PeftGemm *d = s->desc;
+    return g->program->kernel[s->kernel].kind == PEFT_KERNEL_GEMM &&
+           (d->b_dtype == DT_NF4 || d->b_dtype == DT_NF4_PLAIN);
+}
+
+/* Dequantising reads a variable and writes the workspace: it need not wait for the product's other
+ * operand. A product's second range is that of B, its last one the workspace. */
+static OrderStep prepare_ranges(const OrderStep *step, OrderRange *range, int *n) {
+    OrderStep out = {.range = &range[*n], .n = 2};
+    range[(*n)++] = step->range[1];
+    range[(*n)++] = step->range[step->n - 1];
+    return out;
+}
+
+static int add_member(Order *out, int n, int32_t member) {
+    out->member[out->first_member[n + 1]++] = member;
+    return n;
+}
+
+/* Each group is a step in the place of its last member, what can be prepared for it one before it.
+ * Ranges are copied side by side. Gives the number of steps. */
+static int join_groups(const Grouping *g, OrderStep *joined, OrderRange *range, Order *out) {
+    int n = 0, nrange = 0;
+    out->first_member[0] = 0;
     for (int i = 0; i < g->f->nstep; i++) {
         if (g->group[i] == NOTHING) continue;
-        out->first_member[n] = nmember;
+        out->first_member[n + 1] = out->first_member[n];
+        out->prepares[n] = is_prepared(g, i);
+        if (out->prepares[n]) {
+            joined[add_member(out, n, i)] = prepare_ranges(&g->step[i], range, &nrange);
+            n++;
+            out->first_member[n + 1] = out->first_member[n];
+            out->prepares[n] = false;
+        }
         joined[n] = (OrderStep){.range = &range[nrange]};
         for (int m = g->of[g->group[i]].first; m != NOTHING; m = g->next[m]) {
-            out->member[nmember++] = m;
+            add_member(out, n, m);
             for (int k = 0; k < g->step[m].n; k++) range[nrange++] = g->step[m].range[k];
         }
         joined[n].n = (int)(&range[nrange] - joined[n].range);
         n++;
     }
-    out->first_member[n] = nmember;
-    return true;
+    return n;
+}
+
+static bool reserve_members(Order *out, size_t n, PeftError *err) {
+    out->member = peft_alloc(2 * n + 1, sizeof *out->member, err);
+    out->first_member = peft_alloc(2 * n + 2, sizeof *out->first_member, err);
+    out->prepares = peft_alloc(2 * n + 1, sizeof *out->prepares, err);
+    return out->member && out->first_member && out->prepares;
 }
 
 bool order_function(const PeftProgram *p, const ProgramPlan *plan, PeftFn fn,
@@ -283,21 +316,22 @@ bool order_function(const PeftProgram *p, const ProgramPlan *plan, PeftFn fn,
     size_t room = 0, n = (size_t)f->nstep;
     *out = (Order){0};
     for (int i = 0; i < f->nstep; i++) room += 2 * (size_t)f->step[i].narg + 2; /* once joined */
-    r.range = peft_alloc(2 * room, sizeof *r.range, err);
-    OrderStep *step = peft_alloc(2 * n, sizeof *step, err);
+    r.range = peft_alloc(2 * (room + n), sizeof *r.range, err);
+    OrderStep *step = peft_alloc(3 * n, sizeof *step, err);
     Grouping g = {.f = f, .program = p, .step = step};
     g.next = peft_alloc(n, sizeof *g.next, err);
     g.group = peft_alloc(n, sizeof *g.group, err);
     g.of = peft_alloc(n, sizeof *g.of, err);
     Order members = {0};
-    bool ok = r.range && step && g.next && g.group && g.of;
+    bool ok = r.range && step && g.next && g.group && g.of && reserve_members(&members, n, err);
     for (int i = 0; ok && i < f->nstep; i++) step[i] = step_ranges(&r, &f->step[i]);
     if (ok) find_groups(&g);
-    ok = ok && join_groups(&g, step + n, r.range + room, &members, err) &&
-         order_steps(step + n, g.n, streams, out, err);
+    ok = ok && order_steps(step + n, join_groups(&g, step + n, r.range + room, &members), streams,
+                           out, err);
     if (ok) {
         out->member = members.member;
         out->first_member = members.first_member;
+        out->prepares = members.prepares;
     } else {
         order_free(&members);
     }

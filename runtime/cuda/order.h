@@ -28,6 +28,7 @@ typedef struct Order {
     int32_t *member;       /* step i stands for the program's steps member[first_member[i]] to
                               member[first_member[i + 1] - 1]; NULL: for step i alone */
     int32_t *first_member; /* nstep + 1 entries */
+    bool *prepares;        /* step i is what cuda_prepare does for its member, and nothing else */
     int32_t *stream;       /* by step */
     int32_t *wait;         /* step i waits for wait[first_wait[i]] to wait[first_wait[i + 1] - 1] */
     int32_t *first_wait;   /* nstep + 2 entries */

@@ -43,7 +43,7 @@ train() { # PROGRAM OUT options...
 }
 gpu_train() { train "$@" --device cuda; }
 weights() { # PROGRAM: the name of the file that its training ends with
-    case $1 in full_ft) echo model.safetensors ;; *) echo adapter_model.safetensors ;; esac
+    case $1 in full_ft) echo model.safetensors ;; adapters) echo adapter.safetensors ;; *) echo adapter_model.safetensors ;; esac
 }
 same() { # PROGRAM OUT OUT
     local f
@@ -208,7 +208,7 @@ compiler_faults() { # NVRTC without a GPU
 }
 part_faults() {
     local none='no NVIDIA driver|sees no GPU'
-    [ $gpu = no ] || none='no NVRTC'
+    [ $gpu = no ] || none='no cuBLASLt'
     compiler_faults
     refuse "over the budget" 3 budget bad_train --memory 10KB
     PEFTC_CUDA_LIBS=$tmp/nowhere refuse "libraries nowhere" 1 "$none" bad_train

@@ -6,7 +6,7 @@
  *
  * Tolerances bound the 2-norm of a tensor's deviation. In float32 they are ten times what torch's
  * own float32 deviates from its float64 on these models, relative to the tensor's norm. In bf16
- * (the default of --device cuda) they are four times what storing matrices in bf16 does to that
+ * (the default of --device cuda) they are six times what storing matrices in bf16 does to that
  * tensor, as computed by tests/golden/bf16_models.py into the fixture's bf16.json, and two
  * roundings of the tensor itself. What is zero, negated, or not a number must not pass for any
  * tensor: that too is checked. */
@@ -28,7 +28,7 @@ static const double tolerance_zero = 2e-6;
 
 /* bf16 rounds by at most 2^-9 of a value; a tensor may be off by three quarters of itself at most.
  */
-static const double bf16_roundings = 2 * 0x1p-9, bf16_margin = 4, bf16_most = 0.75;
+static const double bf16_roundings = 2 * 0x1p-9, bf16_margin = 6, bf16_most = 0.75;
 
 static const char *fixture, *device, *compute;
 static json_t *bf16_deviation; /* by tensor */
