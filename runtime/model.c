@@ -55,6 +55,7 @@ typedef struct Fill {
 
 static bool fill_piece(const Fill *f, float *out, int64_t first, int64_t n, PeftError *err) {
     if (f->tensor) return st_read_f32(f->tensor, out, first, n, err);
+#pragma omp parallel for
     for (int64_t i = 0; i < n; i++) out[i] = initial_value(f->var, f->key, first + i);
     return true;
 }
