@@ -170,7 +170,7 @@ def row(variant: str, variants: dict, steps) -> str:
         return f"{show(ratio(cells, mode), 1, 'x')}{aim}"
 
     def ours(key: str, digits: int, aim=None) -> str:
-        return show(value(cells, "peftc", key), digits) + (f" ({aim:.3g})" if aim else "")
+        return show(value(cells, "peftc", key), digits) + (f" ({aim:,.4g})" if aim else "")
 
     columns = [variant, ours("ms_per_step", 3, aim_ms(variant, variants)), ours("s_per_epoch", 2),
                ours("arena_mb", 0, aims["arena_mb"]), ours("driver_mb", 0), ours("cold_s", 1, 5.0), ours("warm_s", 2, 0.5),

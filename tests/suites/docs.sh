@@ -139,7 +139,7 @@ targets() { # PAGE...: targets of make that are named in code and that no makefi
     for page in "$@"; do
         for name in $({ sed -n 's/^    \(\$ \)\{0,1\}make \([a-z][a-z-]*\).*/\2/p' "$page"
             grep -o '`make [a-z][a-z-]*' "$page" | cut -d' ' -f2; } | sort -u); do
-            grep -qE "^([a-z-]+ )*$name( [a-z-]+)*:( |\$)" Makefile tools/*.mk docs/*.mk ||
+            grep -qE "^([a-z-]+ )*$name( [a-z-]+)*:( |\$)" Makefile tools/*.mk docs/*.mk tests/*.mk ||
                 { echo "$page: there is no target $name"; bad=1; }
         done
     done
