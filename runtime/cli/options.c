@@ -33,7 +33,7 @@ static const OptionRow rows[] = {
     {"--task", "NAME", OPT_TEXT, offsetof(Options, task), DATA_VERBS,
      "sst2 or agnews; default: by the files found"},
     {"--set", "K=V", OPT_SET, 0, DATA_VERBS | V(REPLAY),
-     "fit.epochs, fit.batch, fit.lr, fit.warmup, fit.weight_decay, fit.clip, fit.seed"},
+     "fit.epochs, fit.batch, fit.accumulate, fit.lr, fit.warmup, fit.weight_decay, fit.clip, fit.seed"},
     {"--device", "NAME", OPT_TEXT, offsetof(Options, device), DATA_VERBS | V(PREDICT) | V(REPLAY),
      "cpu (default), cuda, auto: cuda where it can be used, or null: compute nothing, only check"},
     {"--compute", "TYPE", OPT_TEXT, offsetof(Options, compute), DATA_VERBS | V(PREDICT) | V(REPLAY),
@@ -47,7 +47,7 @@ static const OptionRow rows[] = {
     {"--overwrite", NULL, OPT_FLAG, offsetof(Options, overwrite), V(TRAIN),
      "replace the finished run in --out"},
     {"--checkpoint-every", "N", OPT_COUNT, offsetof(Options, checkpoint_every), V(TRAIN),
-     "steps between checkpoints; default 500"},
+     "steps between checkpoints; default: one a minute"},
     {"--scratch", NULL, OPT_FLAG, offsetof(Options, scratch), V(TRAIN) | V(PLAN) | V(PROFILE),
      "initialise every tensor instead of loading it (pre-training)"},
     {"--weights", "FILE", OPT_WEIGHTS, 0, V(REPLAY),
@@ -222,6 +222,14 @@ static bool store(Options *o, const OptionRow *r, const char *value, PeftError *
     return false;
 }
 
+static bool stray(Verb verb, const char *word, PeftError *err) {
+    err->code = 2;
+    if (verb == VERB_ABOUT)
+        return peft_fail(err, "unexpected argument '%s'; a verb comes before its options", word);
+    return peft_fail(err, "unexpected argument '%s'; %s takes options only, `%s --help` lists them",
+                     word, verbs[verb].name, verbs[verb].name);
+}
+
 bool options_parse(Options *o, int argc, char **argv, PeftError *err) {
     memset(o, 0, sizeof *o);
     int i = 1;
@@ -233,6 +241,7 @@ bool options_parse(Options *o, int argc, char **argv, PeftError *err) {
             o->ntext = argc - i;
             break;
         }
+        if (word[0] != '-') return stray(o->verb, word, err);
         char name[64];
         const char *eq = strchr(word, '=');
         size_t n = eq && strncmp(word, "--", 2) == 0 ? (size_t)(eq - word) : strlen(word);

@@ -5,6 +5,7 @@
 #include "verbs.h"
 
 #include "../io/file.h"
+#include "../measure.h"
 
 #include <jansson.h>
 #include <math.h>
@@ -16,6 +17,26 @@
 typedef struct Trained {
     char base[3072];
 } Trained;
+
+/* The same source compiled with other settings has another number of parameters. */
+static bool same_program(const PeftProgram *p, const char *from, const json_t *run,
+                         PeftError *err) {
+    const json_t *total = json_object_get(run, "total_params");
+    const json_t *trainable = json_object_get(run, "trainable_params");
+    ModelCount c = model_count(p);
+    char a[32], b[32], d[32], e[32];
+    if (!total || !trainable ||
+        (json_integer_value(total) == c.total && json_integer_value(trainable) == c.trainable))
+        return true;
+    err->code = 2;
+    return peft_fail(
+        err,
+        "%s was trained by a '%s' of %s parameters, %s of them trainable, and this one "
+        "has %s and %s; compile it with the same --base and --set (classes, rank, ...)",
+        from, p->name, with_commas(json_integer_value(total), a),
+        with_commas(json_integer_value(trainable), b), with_commas(c.total, d),
+        with_commas(c.trainable, e));
+}
 
 static bool trained_read(const PeftProgram *p, const Options *o, Trained *t, PeftError *err) {
     char path[4096];
@@ -35,6 +56,8 @@ static bool trained_read(const PeftProgram *p, const Options *o, Trained *t, Pef
     if (!program || strcmp(program, p->name) != 0)
         ok = peft_fail(err, "%s was trained by the program '%s'; this is '%s'", o->from,
                        program ? program : "?", p->name);
+    else if (!same_program(p, o->from, o2, err))
+        ok = false;
     else if (!base && !o->base)
         ok = peft_fail(err, "%s does not name its base; give --base DIR", path);
     else

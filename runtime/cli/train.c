@@ -37,6 +37,7 @@ typedef struct Run {
     int64_t steps_before, tokens_before; /* when it was shown first */
     double started, epoch_started;
     double epoch_seconds; /* of the running epoch before it was interrupted */
+    double kept;          /* when the last checkpoint was written, or the run began */
 } Run;
 
 /* ---- checkpoints ---- */
@@ -102,6 +103,7 @@ static bool checkpoint_write(Run *r, PeftError *err) {
     }
     checkpoint_path(r, path, sizeof path);
     ok = ok && ckpt_write(path, &h, section, n, err);
+    r->kept = clock_seconds();
     free(section);
     free(name);
     return ok;
@@ -201,8 +203,14 @@ static bool note_step(void *ctx, const TrainedStep *step, PeftError *err) {
     return true;
 }
 
+/* A time and not a number of steps by default: a step takes a millisecond or many seconds. */
+static bool checkpoint_due(const Run *r) {
+    enum { SECONDS = 60 };
+    int64_t every = r->o->checkpoint_every;
+    return every ? r->t.global_step % every == 0 : clock_seconds() - r->kept >= SECONDS;
+}
+
 static bool train_epoch(Run *r, PeftError *err) {
-    int64_t every = r->o->checkpoint_every ? r->o->checkpoint_every : 500;
     while (r->t.step_in_epoch < r->s.steps_per_epoch) {
         if (!trainer_step(&r->t, err)) return false;
         if (r->t.step_in_epoch == r->s.steps_per_epoch) break;
@@ -211,7 +219,7 @@ static bool train_epoch(Run *r, PeftError *err) {
             progress_end(&r->progress);
             return interrupt(r, err);
         }
-        if (r->t.global_step % every == 0 && !checkpoint_write(r, err)) return false;
+        if (checkpoint_due(r) && !checkpoint_write(r, err)) return false;
     }
     return trainer_drain(&r->t, err);
 }
@@ -248,6 +256,7 @@ static bool test_best(Run *r, RunSummary *summary, PeftError *err) {
                     NULL, err);
 }
 
+/* Whether results may go to --out. Nothing is made or removed before the run is about to begin. */
 static bool check_out(const Options *o, PeftError *err) {
     char path[4096];
     if (!o->out) {
@@ -268,9 +277,14 @@ static bool check_out(const Options *o, PeftError *err) {
                          finished ? "a finished" : "an interrupted",
                          started ? "--resume goes on with it, --overwrite starts again"
                                  : "--overwrite trains it again");
-    if (o->overwrite && !o->resume) {
-        unlink(path);
-        snprintf(path, sizeof path, "%s/run.json", o->out);
+    return true;
+}
+
+static bool prepare_out(const Options *o, PeftError *err) {
+    static const char *const file[] = {"checkpoint", "run.json"};
+    char path[4096];
+    for (int i = 0; o->overwrite && !o->resume && i < 2; i++) {
+        snprintf(path, sizeof path, "%s/%s", o->out, file[i]);
         unlink(path);
     }
     return dir_make(o->out, err);
@@ -291,7 +305,8 @@ static bool load(Run *r, PeftError *err) {
 }
 
 static bool train_all(Run *r, PeftError *err) {
-    if (!load(r, err) || !trainer_open(&r->t, &r->s, &r->x, err)) return false;
+    if (!load(r, err) || !prepare_out(r->o, err) || !trainer_open(&r->t, &r->s, &r->x, err))
+        return false;
     r->t.each = note_step;
     r->t.ctx = r;
     bool ok = r->o->resume ? checkpoint_read(r, err) : record_open(&r->record, r->o->out, -1, err);
@@ -319,7 +334,7 @@ bool verb_train(const PeftProgram *p, const Options *o, PeftError *err) {
     if (!r) return false;
     r->p = p;
     r->o = o;
-    r->started = clock_seconds();
+    r->started = r->kept = clock_seconds();
     unsigned fns = 1u << PEFT_FN_TRAIN | 1u << PEFT_FN_UPDATE | 1u << PEFT_FN_EVAL;
     bool ok = check_out(o, err) && session_open(&r->s, p, o, o->base, err);
     if (ok) {
