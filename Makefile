@@ -166,7 +166,7 @@ fuzz: $(FUZZERS)
 
 # ---- style ----
 
-STYLED := $(filter-out %.inc,$(wildcard compiler/*.[ch] compiler/*/*.[ch] runtime/*.[ch] runtime/*/*.[ch] tests/*/*.[ch] tools/*.c tools/*/*.[ch]))
+STYLED := $(filter-out %.inc,$(wildcard compiler/*.[ch] compiler/*/*.[ch] runtime/*.[ch] runtime/*/*.[ch] runtime/cuda/*.cu tests/*/*.[ch] tests/*/*.cpp tools/*.c tools/*/*.[ch]))
 
 .PHONY: fmt lint
 fmt:
@@ -188,6 +188,8 @@ help:
 	@echo 'make build jupyter sh stop    the Docker image and its container; GPU=1'
 	@echo 'make fetch               a real base model into data/minilm'
 	@echo 'make bench               a step against PyTorch; BASE=dir DATA=dir'
+	@echo 'make test-gpu            the GPU backend on a real GPU; ONLY="golden parity" for a part'
+	@echo 'make bench-gpu           a GPU step against PyTorch; BASE=dir DATA=dir'
 	@echo 'make asan                make test with address and undefined-behaviour sanitizers'
 	@echo 'make mutants             negate each gradient rule: the tests must notice'
 	@echo 'make fuzz                libFuzzer on every reader, FUZZ_SECONDS each'

@@ -15,8 +15,7 @@
 
 /* The step after which a buffer's bytes serve another. On a GPU some more steps pass: one that
  * reuses bytes at once would have to wait for a step that could otherwise run beside it. */
-int32_t plan_last_step(const PeftFunction *f, const PeftTemp *t,
-                       const int64_t sym[PEFT_SYM_COUNT]);
+int32_t plan_last_step(const PeftFunction *f, const PeftTemp *t, const int64_t sym[PEFT_SYM_COUNT]);
 
 typedef struct PlanItem {
     int64_t bytes;       /* > 0, before alignment */

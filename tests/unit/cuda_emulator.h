@@ -11,6 +11,7 @@
 #define PEFT_CUDA_EMULATOR_H
 
 #include <math.h>
+#include <setjmp.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
@@ -36,7 +37,9 @@ struct Dim {
 };
 
 struct Fiber {
-    ucontext_t context;
+    ucontext_t context; /* where it starts */
+    jmp_buf place;      /* where it goes on; without the system calls of swapcontext */
+    bool started;       /* it runs kernel after kernel, one for each block */
     Dim thread;
     State state;
     const char *where;  /* it waits */
@@ -48,11 +51,11 @@ struct Fiber {
     void *fake_stack; /* of the address sanitizer */
 };
 
-enum { STACK_BYTES = 128 * 1024 };
+enum { STACK_BYTES = 128 * 1024, MOST_THREADS = 1024 };
 
 struct Machine {
     std::vector<Fiber> fiber;
-    ucontext_t scheduler;
+    jmp_buf scheduler;
     Fiber *running;
     std::function<void()> kernel;
     Dim block, block_dim, grid_dim;
@@ -70,36 +73,43 @@ inline Machine &machine() {
 
 inline void leave_fiber() {
     Machine &m = machine();
-    Fiber *f = m.running;
 #ifdef __SANITIZE_ADDRESS__
-    __sanitizer_start_switch_fiber(f->state == DONE ? nullptr : &f->fake_stack, m.scheduler_stack,
+    __sanitizer_start_switch_fiber(&m.running->fake_stack, m.scheduler_stack,
                                    m.scheduler_stack_bytes);
 #endif
-    swapcontext(&f->context, &m.scheduler);
+    if (_setjmp(m.running->place) == 0) _longjmp(m.scheduler, 1);
 #ifdef __SANITIZE_ADDRESS__
-    __sanitizer_finish_switch_fiber(f->fake_stack, &m.scheduler_stack, &m.scheduler_stack_bytes);
+    __sanitizer_finish_switch_fiber(machine().running->fake_stack, &machine().scheduler_stack,
+                                    &machine().scheduler_stack_bytes);
 #endif
 }
 
 inline void fiber_main() {
-    Machine &m = machine();
 #ifdef __SANITIZE_ADDRESS__
-    __sanitizer_finish_switch_fiber(nullptr, &m.scheduler_stack, &m.scheduler_stack_bytes);
+    __sanitizer_finish_switch_fiber(nullptr, &machine().scheduler_stack,
+                                    &machine().scheduler_stack_bytes);
 #endif
-    m.kernel();
-    m.running->state = DONE;
-    leave_fiber();
+    for (;;) {
+        machine().kernel();
+        machine().running->state = DONE;
+        leave_fiber();
+    }
+}
+
+inline void resume(Fiber *f) {
+    if (f->started) _longjmp(f->place, 1);
+    f->started = true;
+    setcontext(&f->context);
 }
 
 inline void enter_fiber(Fiber *f) {
-    Machine &m = machine();
-    m.running = f;
+    machine().running = f;
 #ifdef __SANITIZE_ADDRESS__
-    __sanitizer_start_switch_fiber(&m.fake_stack, f->stack.get(), STACK_BYTES);
+    __sanitizer_start_switch_fiber(&machine().fake_stack, f->stack.get(), STACK_BYTES);
 #endif
-    swapcontext(&m.scheduler, &f->context);
+    if (_setjmp(machine().scheduler) == 0) resume(f);
 #ifdef __SANITIZE_ADDRESS__
-    __sanitizer_finish_switch_fiber(m.fake_stack, nullptr, nullptr);
+    __sanitizer_finish_switch_fiber(machine().fake_stack, nullptr, nullptr);
 #endif
 }
 
@@ -191,26 +201,33 @@ inline std::vector<size_t> sequence(size_t n, Order order) {
     return at;
 }
 
+inline void make_fiber(Fiber *f) {
+    f->stack.reset(new char[STACK_BYTES]);
+    getcontext(&f->context);
+    f->context.uc_stack.ss_sp = f->stack.get();
+    f->context.uc_stack.ss_size = STACK_BYTES;
+    f->context.uc_link = nullptr;
+    makecontext(&f->context, fiber_main, 0);
+    f->started = false;
+    f->fake_stack = nullptr;
+}
+
+/* Fibers stay where they are: what waits in one holds its address. */
 inline void start_fibers(unsigned threads) {
     Machine &m = machine();
+    m.fiber.reserve(MOST_THREADS);
+    m.fiber.resize(std::min(m.fiber.size(), (size_t)threads));
     while (m.fiber.size() < threads) {
         m.fiber.emplace_back();
-        m.fiber.back().stack.reset(new char[STACK_BYTES]);
+        make_fiber(&m.fiber.back());
     }
-    m.fiber.resize(threads);
     for (unsigned i = 0; i < threads; i++) {
         Fiber &f = m.fiber[i];
-        getcontext(&f.context);
-        f.context.uc_stack.ss_sp = f.stack.get();
-        f.context.uc_stack.ss_size = STACK_BYTES;
-        f.context.uc_link = nullptr;
-        makecontext(&f.context, fiber_main, 0);
         f.thread = {i, 0, 0};
         f.state = READY;
         f.where = "";
         f.mask = 0;
         f.turn = 0;
-        f.fake_stack = nullptr;
     }
 }
 
@@ -242,7 +259,9 @@ inline std::string launch(unsigned grid_x, unsigned grid_y, unsigned threads, Or
     for (size_t b : sequence((size_t)grid_x * grid_y, order)) {
         m.block = {(unsigned)(b % grid_x), (unsigned)(b / grid_x), 0};
         std::string error = run_block(threads, turns);
-        if (!error.empty()) return error;
+        if (error.empty()) continue;
+        m.fiber.clear(); /* they are in the middle of a kernel */
+        return error;
     }
     return "";
 }

@@ -95,7 +95,7 @@ static void lora(void **state) {
 
 static void qlora(void **state) {
     (void)state;
-    check_mini(MINI_QLORA, 1, false, NULL, 3);
+    check_mini(MINI_QLORA, 1, false, NULL, 1);
 }
 
 static void qlora_unfused(void **state) {
@@ -152,7 +152,7 @@ static void check_samples(bool skip_fusion) {
         }
     }
     Bindings b = bind_samples(g);
-    Compiled c = compiled_open(g, skip_fusion, skip_fusion ? 1 : 3);
+    Compiled c = compiled_open(g, skip_fusion, 1);
     Worst w = {0};
     compare_isas(&w, &c, &b);
     print_message("%d outputs, %d kernels; worst: %s, %.1f%% of the tolerance\n",
