@@ -187,16 +187,11 @@ const void *exec_output(const Exec *x, PeftFn fn, const char *name, const PeftOu
 
 /* The arena's high-water mark is what the step's buffers need for this batch's sizes. */
 static void note_step(Exec *x, PeftFn fn, const PeftStep *s, const int64_t *sym) {
-    const PeftFunction *f = &x->program->fn[fn];
     for (int k = -1; k < s->narg; k++) {
         int32_t ref = k < 0 ? s->workspace : s->arg[k];
         if (PEFT_REF_KIND(ref) != PEFT_REF_TEMP) continue;
         int i = PEFT_REF_INDEX(ref);
-        const PeftTemp *t = &f->temp[i];
-        int64_t bytes = t->mem_class == PEFT_MEM_WORKSPACE
-                            ? step_workspace_bytes(x->program, s, sym)
-                            : plan_bytes(t->dtype, t->rank, t->dim, sym);
-        bytes = (bytes + PEFT_ALIGN - 1) / PEFT_ALIGN * PEFT_ALIGN;
+        int64_t bytes = plan_placed(plan_temp_bytes(x->program, fn, i, sym));
         int64_t end = x->plan.persistent + x->plan.temp_offset[fn][i] + bytes;
         if (end > x->high_water) x->high_water = end;
     }

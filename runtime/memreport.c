@@ -74,10 +74,8 @@ static bool list_buffers(Report *r, PeftError *err) {
     for (int i = 0; i < f->ntemp; i++) {
         const PeftTemp *t = &f->temp[i];
         if (step < t->first || step > plan_last_step(f, t, sym)) continue;
-        int64_t bytes = t->mem_class == PEFT_MEM_WORKSPACE
-                            ? step_workspace_bytes(p, &f->step[t->first], sym)
-                            : plan_bytes(t->dtype, t->rank, t->dim, sym);
-        add_buffer(r, bytes, t->label, t->where, (PeftClass)t->mem_class);
+        add_buffer(r, plan_temp_bytes(p, r->peak_fn, i, sym), t->label, t->where,
+                   (PeftClass)t->mem_class);
     }
     qsort(r->buffer, (size_t)r->nbuffer, sizeof *r->buffer, larger);
     return true;
@@ -250,17 +248,12 @@ bool memreport_print(FILE *out, const PeftProgram *p, const int64_t train_sym[PE
 
 /* ---- over time ---- */
 
-/* As the plan places it: an empty buffer keeps an address of its own. */
-static int64_t placed(int64_t bytes) {
-    return ((bytes ? bytes : 1) + PEFT_ALIGN - 1) / PEFT_ALIGN * PEFT_ALIGN;
-}
-
 /* Of variables and inputs, which every step of every function finds. */
 static void count_persistent(const Exec *x, int64_t by_class[PEFT_MEM_CLASSES]) {
     int64_t variables = 0;
     for (int i = 0; i < x->program->nvar; i++) {
         const PeftVar *v = &x->program->var[i];
-        int64_t bytes = placed(plan_bytes(v->dtype, v->rank, v->dim, x->train_sym));
+        int64_t bytes = plan_placed(plan_bytes(v->dtype, v->rank, v->dim, x->train_sym));
         by_class[v->is_state ? PEFT_MEM_OPTIMIZER : PEFT_MEM_WEIGHT] += bytes;
         variables += bytes;
     }
@@ -278,11 +271,9 @@ int64_t *memreport_timeline(const Exec *x, PeftFn fn, PeftError *err) {
         memcpy(alive + s * PEFT_MEM_CLASSES, persistent, sizeof persistent);
     for (int i = 0; i < f->ntemp; i++) {
         const PeftTemp *t = &f->temp[i];
-        int64_t bytes = t->mem_class == PEFT_MEM_WORKSPACE
-                            ? step_workspace_bytes(x->program, &f->step[t->first], sym)
-                            : plan_bytes(t->dtype, t->rank, t->dim, sym);
+        int64_t bytes = plan_placed(plan_temp_bytes(x->program, fn, i, sym));
         for (int s = t->first; s <= plan_last_step(f, t, sym); s++)
-            alive[s * PEFT_MEM_CLASSES + t->mem_class] += placed(bytes);
+            alive[s * PEFT_MEM_CLASSES + t->mem_class] += bytes;
     }
     return alive;
 }

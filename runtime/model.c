@@ -73,12 +73,8 @@ static bool fill_quantised(const Fill *f, void *at, PeftError *err) {
     return nf_quantizer_finish(&q, err);
 }
 
-static bool is_quantised(const PeftVar *v) {
-    return v->dtype == DT_NF4 || v->dtype == DT_NF4_PLAIN;
-}
-
 static bool fill(const Fill *f, void *at, PeftError *err) {
-    if (is_quantised(f->var)) return fill_quantised(f, at, err);
+    if (peft_is_nf4(f->var->dtype)) return fill_quantised(f, at, err);
     int64_t n = var_count(f->var);
     for (int64_t i = 0; i < n; i += PIECE) {
         int64_t m = n - i < PIECE ? n - i : PIECE;
@@ -239,7 +235,7 @@ static bool put_var(StWriter *w, int handle, const Exec *x, int i, PeftError *er
     const PeftVar *v = &x->program->var[i];
     int64_t n = var_count(v);
     const char *at = exec_value(x, i);
-    bool quantised = is_quantised(v);
+    bool quantised = peft_is_nf4(v->dtype);
     Nf4View view = {0};
     if (quantised) view = nf4_view(at, n, v->dtype == DT_NF4);
     float *piece = peft_alloc(PIECE, sizeof *piece, err);

@@ -28,6 +28,10 @@ typedef enum DType {
     DT_MASTER     /* float, or its bf16 in one plane before what the rounding left out in another */
 } DType;
 
+static inline bool peft_is_nf4(uint8_t dtype) {
+    return dtype == DT_NF4 || dtype == DT_NF4_PLAIN;
+}
+
 /* ---- symbolic dimensions ---- */
 
 /* A dimension is a constant >= 0 or a symbol, negative: -(symbol index), -(symbol index + 16) for

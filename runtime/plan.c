@@ -19,6 +19,10 @@ static int64_t aligned(int64_t bytes) {
     return (bytes + PEFT_ALIGN - 1) / PEFT_ALIGN * PEFT_ALIGN;
 }
 
+int64_t plan_placed(int64_t bytes) {
+    return aligned(bytes ? bytes : 1);
+}
+
 static bool overlap_in_time(const PlanItem *a, const PlanItem *b) {
     return a->first <= b->last && b->first <= a->last;
 }
@@ -207,7 +211,7 @@ int64_t plan_bytes(uint8_t dtype, int rank, const int64_t *dim, const int64_t sy
         if (d < 0 || __builtin_mul_overflow(n, d, &n)) return -1;
     }
     if (n > INT64_MAX / 8) return -1;
-    if (dtype == DT_NF4 || dtype == DT_NF4_PLAIN) return (int64_t)nf4_bytes(n, dtype == DT_NF4);
+    if (peft_is_nf4(dtype)) return (int64_t)nf4_bytes(n, dtype == DT_NF4);
     return n * (dtype == DT_WORK ? sym[PEFT_SYM_W] : 4); /* f32, i32, and both planes of a master */
 }
 
@@ -220,6 +224,13 @@ int64_t step_workspace_bytes(const PeftProgram *p, const PeftStep *s,
     if (kind != PEFT_KERNEL_ATTENTION && kind != PEFT_KERNEL_ATTENTION_GRAD) return 0;
     const PeftAttention *a = s->desc;
     return (int64_t)attention_workspace_bytes(threads, sym[PEFT_SYM_L], a->width / a->heads);
+}
+
+int64_t plan_temp_bytes(const PeftProgram *p, PeftFn fn, int temp,
+                        const int64_t sym[PEFT_SYM_COUNT]) {
+    const PeftTemp *t = &p->fn[fn].temp[temp];
+    if (t->mem_class != PEFT_MEM_WORKSPACE) return plan_bytes(t->dtype, t->rank, t->dim, sym);
+    return step_workspace_bytes(p, &p->fn[fn].step[t->first], sym);
 }
 
 /* ---- a program's plan ---- */
@@ -235,12 +246,11 @@ static const int64_t *symbols_of(const Planner *pl, PeftFn fn) {
     return fn == PEFT_FN_EVAL ? pl->eval_sym : pl->train_sym;
 }
 
-/* Room for `bytes` (an empty buffer keeps an address of its own) at the end of the persistent part.
- */
+/* Room for `bytes` at the end of the persistent part. */
 static bool append(Planner *pl, int64_t bytes, const char *what, PeftClass class, int64_t *offset) {
     if (bytes < 0 || bytes > INT64_MAX - PEFT_ALIGN)
         return peft_fail(pl->err, "%s: its size overflows; use smaller dimensions", what);
-    int64_t size = aligned(bytes ? bytes : 1);
+    int64_t size = plan_placed(bytes);
     *offset = pl->plan->persistent;
     pl->plan->by_class[class] += size;
     if (__builtin_add_overflow(pl->plan->persistent, size, &pl->plan->persistent))
@@ -294,9 +304,7 @@ static bool temp_sizes(const Planner *pl, PeftFn fn, PlanItem *item) {
     const int64_t *sym = symbols_of(pl, fn);
     for (int i = 0; i < f->ntemp; i++) {
         const PeftTemp *t = &f->temp[i];
-        int64_t bytes = t->mem_class == PEFT_MEM_WORKSPACE
-                            ? step_workspace_bytes(pl->program, &f->step[t->first], sym)
-                            : plan_bytes(t->dtype, t->rank, t->dim, sym);
+        int64_t bytes = plan_temp_bytes(pl->program, fn, i, sym);
         if (bytes < 0)
             return peft_fail(pl->err, "%s (%s): its size overflows; use smaller dimensions",
                              t->label, t->where);

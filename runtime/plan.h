@@ -42,6 +42,14 @@ int64_t plan_bytes(uint8_t dtype, int rank, const int64_t *dim, const int64_t sy
 int64_t step_workspace_bytes(const PeftProgram *p, const PeftStep *s,
                              const int64_t sym[PEFT_SYM_COUNT]);
 
+/* Bytes of a function's temporary: of its type, or of the scratch that its step asks for; -1 on
+ * overflow. */
+int64_t plan_temp_bytes(const PeftProgram *p, PeftFn fn, int temp,
+                        const int64_t sym[PEFT_SYM_COUNT]);
+
+/* Bytes that a buffer takes up in the arena: an empty one keeps an address of its own. */
+int64_t plan_placed(int64_t bytes);
+
 /* A program's whole plan: every variable, input and temporary of the functions that will run. */
 typedef struct ProgramPlan {
     int64_t *var_offset; /* per variable */

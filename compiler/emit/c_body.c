@@ -324,7 +324,7 @@ static void print_argument(CPrinter *p, int i, const Node *n, bool written) {
     const Type t = n->type;
     char type[64];
     type_str(t, type);
-    if (c_is_nf4(t)) {
+    if (peft_is_nf4(t.dt)) {
         c_line(p, "const Nf4View a%d = nf4_view(arg[%d], %lld, %s); /* %s */", i, i,
                (long long)type_count(t), t.dt == DT_NF4 ? "true" : "false", type);
         return;

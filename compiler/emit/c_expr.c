@@ -36,15 +36,11 @@ const char *c_scratch(const CPrinter *p) {
     return p->block ? p->block : "c";
 }
 
-bool c_is_nf4(Type t) {
-    return t.dt == DT_NF4 || t.dt == DT_NF4_PLAIN;
-}
-
 /* Values that a call fills into a scratch row before the loop: dropout factors, NF4 rows. */
 bool c_is_filled(const CPrinter *p, const KInstr *in) {
     if (p->cuda || in->level != LEVEL_ELEMENT) return false;
     return in->op == K_KEEP ||
-           ((in->op == K_LOAD || in->op == K_GATHER) && c_is_nf4(in->tensor->type));
+           ((in->op == K_LOAD || in->op == K_GATHER) && peft_is_nf4(in->tensor->type.dt));
 }
 
 /* The row of a table that an index names, as the start of a position. */
@@ -68,33 +64,41 @@ int c_site(const CPrinter *p, KVal v) {
     return site;
 }
 
+int32_t c_joined(const CPrinter *p, int a) {
+    return p->code->join ? p->code->join->result[a] : -1;
+}
+
+const char *c_access(const CPrinter *p, int a) {
+    return p->code->storage[a] == DT_MASTER ? "_master" : "";
+}
+
+/* A master's second plane is placed by the number of its elements. */
+const char *c_operands(CPrinter *p, int a, const char *at, Type t) {
+    const char *place = graph_printf(p->g, "a%d, %s", p->first_arg + a, at);
+    if (p->code->storage[a] != DT_MASTER) return place;
+    return graph_printf(p->g, "%s, %lld", place, (long long)type_count(t));
+}
+
+static bool is_plain(const CPrinter *p, int a) {
+    return !p->cuda || (p->code->storage[a] != DT_WORK && p->code->storage[a] != DT_MASTER);
+}
+
 /* Element `at` of argument a. */
 static const char *element(CPrinter *p, int a, const char *at, Type t) {
-    uint8_t storage = p->code->storage[a];
-    const CodeJoin *join = p->code->join;
-    if (join && join->result[a] >= 0) return graph_printf(p->g, "e%d[i]", join->result[a]);
-    a += p->first_arg;
-    if (p->cuda && storage == DT_WORK) return graph_printf(p->g, "pk_get(a%d, %s)", a, at);
-    if (p->cuda && storage == DT_MASTER)
-        return graph_printf(p->g, "pk_get_master(a%d, %s, %lld)", a, at, (long long)type_count(t));
-    return graph_printf(p->g, "a%d[%s]", a, at);
+    if (c_joined(p, a) >= 0) return graph_printf(p->g, "e%d[i]", c_joined(p, a));
+    if (is_plain(p, a)) return graph_printf(p->g, "a%d[%s]", p->first_arg + a, at);
+    return graph_printf(p->g, "pk_get%s(%s)", c_access(p, a), c_operands(p, a, at, t));
 }
 
 void c_store(CPrinter *p, int out, const char *at, const char *value) {
-    if (cuda_is_vector_result(p, out)) {
-        c_line(p, "y%d[u] = %s;", out, value);
-        return;
-    }
     int a = arg_written(p->kernel, &p->args, out);
-    uint8_t storage = p->code->storage[a];
-    a += p->first_arg;
-    if (p->cuda && storage == DT_WORK)
-        c_line(p, "pk_put(a%d, %s, %s);", a, at, value);
-    else if (p->cuda && storage == DT_MASTER)
-        c_line(p, "pk_put_master(a%d, %s, %lld, %s);", a, at,
-               (long long)type_count(p->kernel->out[out]->type), value);
+    Type t = p->kernel->out[out]->type;
+    if (cuda_is_vector_result(p, out))
+        c_line(p, "y%d[u] = %s;", out, value);
+    else if (is_plain(p, a))
+        c_line(p, "a%d[%s] = %s;", p->first_arg + a, at, value);
     else
-        c_line(p, "a%d[%s] = %s;", a, at, value);
+        c_line(p, "pk_put%s(%s, %s);", c_access(p, a), c_operands(p, a, at, t), value);
 }
 
 static const char *load(CPrinter *p, KVal v) {
@@ -107,7 +111,7 @@ static const char *load(CPrinter *p, KVal v) {
                             c_number(p, in->number));
     if (cuda_is_vector_load(p, v)) return graph_printf(p->g, "x%d[u]", v);
     const char *at = c_place(p, v);
-    if (c_is_nf4(in->tensor->type))
+    if (peft_is_nf4(in->tensor->type.dt))
         return graph_printf(p->g, "nf4_value(%sa%d, %s)", p->cuda ? "" : "&", a + p->first_arg, at);
     const char *value = element(p, a, at, in->tensor->type);
     return in->op != K_SCATTER ? value

@@ -43,7 +43,6 @@ void c_close(CPrinter *p);
 void c_comment(CPrinter *p);
 bool *c_begin_scope(CPrinter *p); /* p->named is set back to the result where the scope ends */
 
-bool c_is_nf4(Type t);
 const char *c_number(CPrinter *p, double x); /* a float literal */
 const char *c_value(CPrinter *p, KVal v);
 const char *c_atom(CPrinter *p, KVal v);
@@ -54,6 +53,11 @@ const char *c_scratch(const CPrinter *p);
 bool c_is_filled(const CPrinter *p, const KInstr *in);
 int c_site(const CPrinter *p, KVal v);
 bool c_is_shared(const CPrinter *p, KVal v); /* read by another level or loop, or twice */
+/* The result of the epilogue before it that argument a of a row's code is, or -1. */
+int32_t c_joined(const CPrinter *p, int a);
+/* On a GPU: the ending of pk_get and pk_put for argument a, and their operands up to the place. */
+const char *c_access(const CPrinter *p, int a);
+const char *c_operands(CPrinter *p, int a, const char *at, Type t);
 void c_store(CPrinter *p, int out, const char *at, const char *value); /* into result `out` */
 void c_stores(CPrinter *p, bool in_loop); /* results of the last loop, or of the row after it */
 void c_scalars(CPrinter *p, KLevel level, int phase); /* names values known after `phase` loops */

@@ -105,7 +105,7 @@ static void append(Key *key, const char *fmt, ...) {
 
 /* The places of NF4 values and of a master's second plane depend on the number of elements. */
 static void append_count(Key *key, uint8_t storage, Type t) {
-    if (storage == DT_NF4 || storage == DT_NF4_PLAIN || storage == DT_MASTER)
+    if (peft_is_nf4(storage) || storage == DT_MASTER)
         append(key, ".%lld", (long long)type_count(t));
 }
 

@@ -83,7 +83,7 @@ static bool has_padding(const Kernel *k) {
 static void open_elements(CPrinter *p) {
     long long cols = (long long)p->body->cols, vector = p->code->vector, across = cols / vector;
     bool padding = has_padding(p->kernel);
-    const char *type = vector > 1 ? "uint32_t" : "int64_t";
+    const char *type = vector > 1 ? "uint32_t" : "int64_t", *column = vector > 1 ? "c0" : "c";
     c_line(p, "const %s count = (%s)peft_dim(rows, sym) * %lld;", type, type, across);
     if (padding) c_line(p, "const %s end = (%s)peft_rows(rows, sym) * %lld;", type, type, across);
     c_line(p, "const %s step = (%s)gridDim.x * blockDim.x;", type, type);
@@ -92,9 +92,9 @@ static void open_elements(CPrinter *p) {
     if (cols == 1)
         c_line(p, "const int64_t r = e, c = 0;");
     else
-        c_line(p, "const int64_t r = e / %lld, %s = %lld * (int64_t)(e %% %lld);", across,
-               vector > 1 ? "c0" : "c", vector, across);
-    c_line(p, "(void)r, (void)%s;", vector > 1 ? "c0" : "c");
+        c_line(p, "const int64_t r = e / %lld, %s = %lld * (int64_t)(e %% %lld);", across, column,
+               vector, across);
+    c_line(p, "(void)r, (void)%s;", column);
 }
 
 static void print_zero_elements(CPrinter *p) {
@@ -171,9 +171,9 @@ static void finish_reductions(CPrinter *p) {
 static void open_columns(CPrinter *p) {
     long long cols = (long long)p->body->cols, vector = p->code->vector;
     long long block = row_block(p->code), n = per_thread(p) / vector;
+    char at = vector > 1 ? 'j' : 'i';
     if (n * vector <= UNROLLED) c_line(p, "#pragma unroll");
-    c_open(p, graph_printf(p->g, "for (int %s = 0; %s < %lld; %s++)", vector > 1 ? "j" : "i",
-                           vector > 1 ? "j" : "i", n, vector > 1 ? "j" : "i"));
+    c_open(p, graph_printf(p->g, "for (int %c = 0; %c < %lld; %c++)", at, at, n, at));
     if (vector == 1) {
         c_line(p, "const int64_t c = threadIdx.x + i * %lld;", block);
         if (cols % block) c_line(p, "if (c >= %lld) break;", cols);
@@ -227,7 +227,7 @@ static void store_row_results(CPrinter *p) {
 
 static bool is_kept_result(const CPrinter *rows, int result) {
     for (int i = 0; i < rows->args.n; i++)
-        if (rows->code->join->result[i] == result) return true;
+        if (c_joined(rows, i) == result) return true;
     return false;
 }
 
@@ -356,12 +356,15 @@ static const char *pointer_type(const CPrinter *p, int arg, const bool *written)
     Type t = p->args.node[arg]->type;
     uint8_t storage = p->code->storage[arg];
     bool matrix = storage == DT_WORK || storage == DT_MASTER;
-    const char *type = c_is_nf4(t) ? "void" : t.dt == DT_I32 ? "int" : matrix ? "work" : "float";
+    const char *type = peft_is_nf4(t.dt) ? "void"
+                       : t.dt == DT_I32  ? "int"
+                       : matrix          ? "work"
+                                         : "float";
     return graph_printf(p->g, "%s%s *", written[arg] ? "" : "const ", type);
 }
 
 static char pointer_name(const CPrinter *p, int arg) {
-    return c_is_nf4(p->args.node[arg]->type) ? 'p' : 'a';
+    return peft_is_nf4(p->args.node[arg]->type.dt) ? 'p' : 'a';
 }
 
 static bool *written_args(const CPrinter *p) {
@@ -408,7 +411,7 @@ static void open_group(CPrinter *p, const bool *written) {
 static void open_views(CPrinter *p) {
     for (int i = 0; i < p->args.n; i++) {
         Type t = p->args.node[i]->type;
-        if (!c_is_nf4(t) || (p->kernel->anchor && i < p->kernel->anchor->nin)) continue;
+        if (!peft_is_nf4(t.dt) || (p->kernel->anchor && i < p->kernel->anchor->nin)) continue;
         c_line(p, "const Nf4View a%d = nf4_view(p%d, %lld, %s);", p->first_arg + i,
                p->first_arg + i, (long long)type_count(t), t.dt == DT_NF4 ? "true" : "false");
     }

@@ -14,25 +14,22 @@ static bool is_load(const KInstr *in) {
            (in->op == K_LOAD || in->op == K_GATHER || in->op == K_SCATTER);
 }
 
-static bool is_kept_result(const CPrinter *p, int a) {
-    return p->code->join && p->code->join->result[a] >= 0;
-}
-
-static bool load_fits(const CPrinter *p, const KInstr *in) {
-    int a = arg_read(p->kernel, &p->args, in->tensor);
-    if (in->op == K_SCATTER || !is_float(p->code->storage[a])) return false;
-    Access access = access_of(p->body, in->tensor->type);
+static bool load_fits(const Code *code, const Args *args, const KInstr *in) {
+    int a = arg_read(code->kernel, args, in->tensor);
+    if (in->op == K_SCATTER || !is_float(code->storage[a])) return false;
+    Access access = access_of(code->kernel->body, in->tensor->type);
     return in->op == K_GATHER || access == ACCESS_ELEMENT || access == ACCESS_COLUMN;
 }
 
 static bool fits(Graph *g, const Code *code) {
     const Kernel *k = code->kernel;
-    const CPrinter p = {.code = code, .kernel = k, .body = k->body, .args = kernel_args(g, k)};
+    Args args = kernel_args(g, k);
     if (k->body->cols % CUDA_VECTOR || k->kind == PEFT_KERNEL_COLUMN_SUM) return false;
     for (int v = 0; v < k->body->n; v++)
-        if (is_load(&k->body->instr[v]) && !load_fits(&p, &k->body->instr[v])) return false;
+        if (is_load(&k->body->instr[v]) && !load_fits(code, &args, &k->body->instr[v]))
+            return false;
     for (int i = 0; !is_sum_kernel(k) && i < k->nout; i++)
-        if (stored_in_loop(k, i) && !is_float(code->storage[arg_written(k, &p.args, i)]))
+        if (stored_in_loop(k, i) && !is_float(code->storage[arg_written(k, &args, i)]))
             return false;
     return true;
 }
@@ -43,24 +40,12 @@ int32_t cuda_vector(Graph *g, const Code *code) {
 
 bool cuda_is_vector_load(const CPrinter *p, KVal v) {
     const KInstr *in = &p->body->instr[v];
-    return p->vector && is_load(in) &&
-           !is_kept_result(p, arg_read(p->kernel, &p->args, in->tensor));
+    return p->vector && is_load(in) && c_joined(p, arg_read(p->kernel, &p->args, in->tensor)) < 0;
 }
 
 bool cuda_is_vector_result(const CPrinter *p, int out) {
     return p->vector && !is_sum_kernel(p->kernel) && p->loop == p->loops.n - 1 &&
            stored_in_loop(p->kernel, out) && (!p->stored || p->stored[out]);
-}
-
-/* "a3, r * 768 + c0", and the count that places a master's second plane. */
-static const char *vector_place(CPrinter *p, int a, uint8_t storage, const char *at, Type t) {
-    a += p->first_arg;
-    if (storage != DT_MASTER) return graph_printf(p->g, "a%d, %s", a, at);
-    return graph_printf(p->g, "a%d, %s, %lld", a, at, (long long)type_count(t));
-}
-
-static const char *suffix(uint8_t storage) {
-    return storage == DT_MASTER ? "_master" : "";
 }
 
 /* Whether this loop reads v: on its own account, or to reduce it as it is. */
@@ -81,10 +66,9 @@ void cuda_open_vector(CPrinter *p) {
         if (!cuda_is_vector_load(p, v) || !is_read(p, v)) continue;
         const Node *tensor = p->body->instr[v].tensor;
         int a = arg_read(p->kernel, &p->args, tensor);
-        uint8_t storage = p->code->storage[a];
         c_line(p, "alignas(16) float x%d[%d];", v, CUDA_VECTOR);
-        c_line(p, "pk_get8%s(%s, x%d);", suffix(storage),
-               vector_place(p, a, storage, c_place(p, v), tensor->type), v);
+        c_line(p, "pk_get8%s(%s, x%d);", c_access(p, a),
+               c_operands(p, a, c_place(p, v), tensor->type), v);
     }
     for (int i = 0; i < p->kernel->nout; i++)
         if (cuda_is_vector_result(p, i)) c_line(p, "alignas(16) float y%d[%d];", i, CUDA_VECTOR);
@@ -100,10 +84,9 @@ void cuda_close_vector(CPrinter *p) {
     for (int i = 0; i < p->kernel->nout; i++) {
         if (!cuda_is_vector_result(p, i)) continue;
         int a = arg_written(p->kernel, &p->args, i);
-        uint8_t storage = p->code->storage[a];
         const char *at = graph_printf(p->g, "r * %lld + c0", (long long)p->body->cols);
-        c_line(p, "pk_put8%s(%s, y%d);", suffix(storage),
-               vector_place(p, a, storage, at, p->kernel->out[i]->type), i);
+        c_line(p, "pk_put8%s(%s, y%d);", c_access(p, a),
+               c_operands(p, a, at, p->kernel->out[i]->type), i);
     }
     p->vector = false;
 }

@@ -50,6 +50,7 @@ typedef struct Storage {
     const uint8_t *temp; /* by id of temporaries' nodes, of one function */
 } Storage;
 
+bool is_output(const Function *f, const Node *n); /* the function gives the buffer back */
 Storage new_storage(Graph *g, Schedule *const sched[PEFT_FN_COUNT]); /* of no function yet */
 void function_storage(Storage *s, Graph *g, PeftFn fn, const Schedule *sched, bool *needs_fp32);
 uint8_t var_storage(const Storage *s, int32_t var);

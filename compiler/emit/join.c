@@ -109,12 +109,6 @@ Joins find_joins(Graph *g, PeftFn fn, const Schedule *s, const Storage *storage,
     return j;
 }
 
-static bool is_output(const Function *f, const Node *n) {
-    for (int i = 0; i < f->nout; i++)
-        if (buffer_of(f->out[i].node) == n) return true;
-    return false;
-}
-
 CodeJoin *describe_join(Graph *g, PeftFn fn, const Schedule *s, int32_t product, int32_t rows) {
     const Kernel *first = s->kernel[product], *then = s->kernel[rows];
     Args args = kernel_args(g, then);

@@ -45,7 +45,7 @@ uint8_t var_storage(const Storage *s, int32_t var) {
     return v->trainable ? DT_MASTER : DT_WORK;
 }
 
-static bool is_output(const Function *f, const Node *n) {
+bool is_output(const Function *f, const Node *n) {
     for (int i = 0; i < f->nout; i++)
         if (buffer_of(f->out[i].node) == n) return true;
     return false;

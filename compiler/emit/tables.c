@@ -211,15 +211,16 @@ static PeftStep build_step(Builder *b, const Kernel *k, int step) {
 
 /* Kernels that more than one step of the optimizer runs, such as AdamW, once for each parameter. */
 static void find_groups(Builder *b, const PeftFunction *f) {
-    for (int i = 0; i < f->nstep; i++)
-        for (int j = 0; j < i; j++) {
-            int32_t k = f->step[i].kernel;
-            const CodeEntry *e = &b->out->entry[k];
-            if (f->step[i].pass == PASS_OPTIMIZER && f->step[j].pass == PASS_OPTIMIZER &&
-                f->step[j].kernel == k && b->kernel[k].kind != PEFT_KERNEL_GEMM && e->code >= 0 &&
-                !e->nsite && f->step[i].narg <= MOST_GROUPED)
-                b->out->code[e->code].group = true;
-        }
+    bool *seen = graph_alloc(b->g, (size_t)b->out->table.nkernel + 1);
+    for (int i = 0; i < f->nstep; i++) {
+        int32_t k = f->step[i].kernel;
+        const CodeEntry *e = &b->out->entry[k];
+        if (f->step[i].pass != PASS_OPTIMIZER || b->kernel[k].kind == PEFT_KERNEL_GEMM ||
+            e->code < 0 || e->nsite || f->step[i].narg > MOST_GROUPED)
+            continue;
+        if (seen[k]) b->out->code[e->code].group = true;
+        seen[k] = true;
+    }
 }
 
 /* Whether a GPU runs the kernel's own code. */

@@ -89,7 +89,7 @@ static void run_gemm(const Call *c, const PeftStep *s, void *workspace, int thre
     g.lda = d->trans_a ? g.m : g.k;
     g.trans_b = d->trans_b;
     g.ldb = d->trans_b ? g.k : g.n;
-    if (d->b_dtype != DT_NF4 && d->b_dtype != DT_NF4_PLAIN) {
+    if (!peft_is_nf4(d->b_dtype)) {
         g.b = c->arg[1];
     } else {
         view = nf4_view(c->arg[1], g.n * g.k, d->b_dtype == DT_NF4);

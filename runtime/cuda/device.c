@@ -20,7 +20,7 @@ int64_t cuda_library_workspace(const PeftGemm *g) {
 int64_t cuda_workspace_bytes(const PeftStep *s, const int64_t sym[PEFT_SYM_COUNT]) {
     const PeftGemm *g = s->desc;
     int64_t library = cuda_library_workspace(g);
-    if (g->b_dtype != DT_NF4 && g->b_dtype != DT_NF4_PLAIN) return library;
+    if (!peft_is_nf4(g->b_dtype)) return library;
     return library + peft_dim(g->n, sym) * peft_dim(g->k, sym) * sym[PEFT_SYM_W];
 }
 
@@ -170,6 +170,15 @@ void cuda_close(Exec *x) {
     free(d->touched);
     free(d);
     x->cuda = NULL;
+}
+
+/* What the driver counts as taken. Other processes' memory on the same GPU is in its figure, so it
+ * is what one process uses only while that process is alone on the GPU. */
+int64_t cuda_driver_bytes(const Exec *x) {
+    const CudaExec *d = x->cuda;
+    size_t now, total;
+    if (d->api->cuMemGetInfo(&now, &total) != CUDA_SUCCESS) return -1;
+    return (int64_t)d->gpu.free_bytes - (int64_t)now;
 }
 
 /* ---- copies ---- */

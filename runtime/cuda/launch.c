@@ -119,10 +119,6 @@ static bool dequantise(const Exec *x, void *const *arg, CUdeviceptr to, int64_t 
                   err);
 }
 
-static bool is_quantised(const PeftGemm *g) {
-    return g->b_dtype == DT_NF4 || g->b_dtype == DT_NF4_PLAIN;
-}
-
 CudaMatmul cuda_product(const Exec *x, const PeftStep *s, void *const *arg, void *workspace,
                         const int64_t sym[PEFT_SYM_COUNT]) {
     const PeftGemm *g = s->desc;
@@ -142,14 +138,15 @@ CudaMatmul cuda_product(const Exec *x, const PeftStep *s, void *const *arg, void
     if (g->plain) product.scale = (float)g->scale;
     if (g->plain && g->addend >= 0) product.addend = cuda_address(x, arg[g->addend]);
     if (g->plain && g->bias >= 0) product.bias = cuda_address(x, arg[g->bias]);
-    if (is_quantised(g)) product.b = product.workspace + product.workspace_bytes;
+    if (peft_is_nf4(g->b_dtype)) product.b = product.workspace + product.workspace_bytes;
     return product;
 }
 
 bool cuda_prepare(const Exec *x, const PeftStep *s, void *const *arg, void *workspace,
                   const int64_t sym[PEFT_SYM_COUNT], PeftError *err) {
     const PeftGemm *g = s->desc;
-    if (x->program->kernel[s->kernel].kind != PEFT_KERNEL_GEMM || !is_quantised(g)) return true;
+    if (x->program->kernel[s->kernel].kind != PEFT_KERNEL_GEMM || !peft_is_nf4(g->b_dtype))
+        return true;
     CudaMatmul product = cuda_product(x, s, arg, workspace, sym);
     return dequantise(x, &arg[1], product.b, product.n * product.k, g->b_dtype == DT_NF4, err);
 }

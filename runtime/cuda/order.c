@@ -156,25 +156,22 @@ static void add_range(Ranges *r, int64_t begin, int64_t bytes, bool written) {
 }
 
 /* Nobody writes the inputs. */
-static void add_buffer(Ranges *r, const PeftStep *s, int32_t ref, bool written) {
+static void add_buffer(Ranges *r, int32_t ref, bool written) {
     int i = PEFT_REF_INDEX(ref);
     if (PEFT_REF_KIND(ref) == PEFT_REF_VAR) {
         const PeftVar *v = &r->program->var[i];
         add_range(r, r->plan->var_offset[i], plan_bytes(v->dtype, v->rank, v->dim, r->sym),
                   written);
     } else if (PEFT_REF_KIND(ref) == PEFT_REF_TEMP) {
-        const PeftTemp *t = &r->program->fn[r->fn].temp[i];
-        int64_t bytes = t->mem_class == PEFT_MEM_WORKSPACE
-                            ? step_workspace_bytes(r->program, s, r->sym)
-                            : plan_bytes(t->dtype, t->rank, t->dim, r->sym);
-        add_range(r, r->plan->persistent + r->plan->temp_offset[r->fn][i], bytes, written);
+        add_range(r, r->plan->persistent + r->plan->temp_offset[r->fn][i],
+                  plan_temp_bytes(r->program, r->fn, i, r->sym), written);
     }
 }
 
 static void add_buffers(Ranges *r, const PeftStep *s, int from, int to) {
     bool gemm = r->program->kernel[s->kernel].kind == PEFT_KERNEL_GEMM;
     for (int k = from; k < to; k++)
-        add_buffer(r, s, s->arg[k], k >= s->nread || (gemm && k == PEFT_GEMM_C));
+        add_buffer(r, s->arg[k], k >= s->nread || (gemm && k == PEFT_GEMM_C));
 }
 
 /* Counters that launches of the same code share lie below the arena. */
@@ -193,7 +190,7 @@ static OrderStep step_ranges(Ranges *r, const PeftStep *s) {
     const PeftJoin *join = peft_join(r->program, s);
     if (join) add_buffers(r, s - join->back, PEFT_GEMM_C, s[-join->back].narg);
     add_buffers(r, s, 0, peft_own_args(r->program, s));
-    add_buffer(r, s, s->workspace, true);
+    add_buffer(r, s->workspace, true);
     add_counters(r, kind, s->kernel);
     out.n = r->n - before;
     return out;
@@ -258,8 +255,7 @@ static void find_groups(Grouping *g) {
 static bool is_prepared(const Grouping *g, int i) {
     const PeftStep *s = &g->f->step[i];
     const PeftGemm *d = s->desc;
-    return g->program->kernel[s->kernel].kind == PEFT_KERNEL_GEMM &&
-           (d->b_dtype == DT_NF4 || d->b_dtype == DT_NF4_PLAIN);
+    return g->program->kernel[s->kernel].kind == PEFT_KERNEL_GEMM && peft_is_nf4(d->b_dtype);
 }
 
 /* Dequantising reads a variable and writes the workspace: it need not wait for the product's other

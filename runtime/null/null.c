@@ -4,12 +4,6 @@
 
 #include <stdlib.h>
 
-static int64_t temp_bytes(const PeftProgram *p, const PeftStep *s, const PeftTemp *t,
-                          const int64_t *sym) {
-    return t->mem_class == PEFT_MEM_WORKSPACE ? step_workspace_bytes(p, s, sym)
-                                              : plan_bytes(t->dtype, t->rank, t->dim, sym);
-}
-
 static bool check_ref(const Exec *x, PeftFn fn, int step, int32_t ref, const int64_t *sym,
                       PeftError *err) {
     const PeftFunction *f = &x->program->fn[fn];
@@ -20,7 +14,7 @@ static bool check_ref(const Exec *x, PeftFn fn, int step, int32_t ref, const int
     if (step < t->first || step > t->last)
         return peft_fail(err, "step %d (%s) uses %s, alive only from step %d to %d", step, s->label,
                          t->label, t->first, t->last);
-    int64_t bytes = temp_bytes(x->program, s, t, sym);
+    int64_t bytes = plan_temp_bytes(x->program, fn, i, sym);
     if (bytes < 0 || x->plan.temp_offset[fn][i] + bytes > x->plan.fn[fn].peak)
         return peft_fail(err, "step %d (%s): %s needs %lld bytes at %lld, past the planned %lld",
                          step, s->label, t->label, (long long)bytes,
@@ -43,8 +37,7 @@ bool null_check(const Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT], Pef
             int32_t ref = step->arg[k];
             ok = check_ref(x, fn, s, ref, sym, err);
             if (ok && PEFT_REF_KIND(ref) == PEFT_REF_TEMP) {
-                const PeftTemp *t = &f->temp[PEFT_REF_INDEX(ref)];
-                int64_t bytes = temp_bytes(x->program, step, t, sym);
+                int64_t bytes = plan_temp_bytes(x->program, fn, PEFT_REF_INDEX(ref), sym);
                 if (bytes > 0) item[PEFT_REF_INDEX(ref)].bytes = bytes;
             }
         }

@@ -25,16 +25,8 @@ refuses() { # CODE TEXT COMMAND...
     [ $rc = "$code" ] && grep -qF -- "$text" "$tmp/said" || { echo "exit $rc:"; cat "$tmp/said"; return 1; }
 }
 
-mkdir -p "$tmp/base" "$tmp/all" "$tmp/data" "$tmp/none"
-"$PEFTC_BUILD/phrases" "$tmp/all" || { echo "FAIL setup: phrases"; exit 1; }
-for f in train validation test; do head -161 "$tmp/all/$f.tsv" >"$tmp/data/$f.tsv"; done
-cp "$tmp/all/vocab.txt" "$tmp/base/"
-vocab=$(wc -l <"$tmp/base/vocab.txt")
-cat >"$tmp/base/config.json" <<J
-{"model_type": "bert", "vocab_size": $vocab, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3,
- "intermediate_size": 96, "max_position_embeddings": 64, "type_vocab_size": 2, "layer_norm_eps": 1e-12,
- "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "hidden_act": "gelu", "initializer_range": 0.02}
-J
+mkdir -p "$tmp/none"
+. tests/tiny_encoder.sh
 check "compile" "$peftc" models/lora_r16.bert --base "$tmp/base" --opt 1 -o "$tmp/run"
 check "compile with accumulation" "$peftc" models/lora_r8.bert --base "$tmp/base" --opt 1 --set fit.accumulate=4 -o "$tmp/acc"
 run=$tmp/run

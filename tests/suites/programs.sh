@@ -24,16 +24,8 @@ refuse() {
 same() { cmp "$1/metrics.jsonl" "$2/metrics.jsonl" && cmp "$1/metrics.csv" "$2/metrics.csv" && cmp "$1/$3" "$2/$3"; }
 
 # ---- a base and some data ----
-mkdir -p "$tmp/base" "$tmp/all/text" "$tmp/data"
-"$PEFTC_BUILD/phrases" "$tmp/all" || { echo "FAIL setup: phrases"; exit 1; }
-for f in train validation test; do head -161 "$tmp/all/$f.tsv" >"$tmp/data/$f.tsv"; done
-cp "$tmp/all/vocab.txt" "$tmp/base/"
-vocab=$(wc -l <"$tmp/base/vocab.txt")
-cat >"$tmp/base/config.json" <<J
-{"model_type": "bert", "vocab_size": $vocab, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3,
- "intermediate_size": 96, "max_position_embeddings": 64, "type_vocab_size": 2, "layer_norm_eps": 1e-12,
- "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "hidden_act": "gelu", "initializer_range": 0.02}
-J
+mkdir -p "$tmp/all/text"
+. tests/tiny_encoder.sh
 for m in full_ft lora_r8 lora_r16 qlora_r16 adapters dora mlm; do
     check "compile $m" "$peftc" "models/$m.bert" --base "$tmp/base" --opt 1 -o "$tmp/$m"
 done

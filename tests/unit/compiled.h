@@ -147,7 +147,7 @@ static inline void store_vars(const Graph *g, Bindings *b) {
     for (int i = 0; i < g->nvar; i++) {
         int dt = g->var[i].type.dt;
         RefTensor *t = &b->var[i];
-        if (dt == DT_NF4 || dt == DT_NF4_PLAIN) b->nf4[i] = quantised(t, dt == DT_NF4);
+        if (peft_is_nf4(dt)) b->nf4[i] = quantised(t, dt == DT_NF4);
         for (int64_t k = 0; dt == DT_F32 && k < t->count; k++) t->data[k] = (float)t->data[k];
     }
 }

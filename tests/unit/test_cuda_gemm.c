@@ -98,28 +98,26 @@ static cublasStatus_t lt_preference_set(cublasLtMatmulPreference_t p,
     return CUBLAS_STATUS_SUCCESS;
 }
 
-static cublasStatus_t lt_desc_destroy(cublasLtMatmulDesc_t d) {
-    free(d);
+static cublasStatus_t drop(void *object) {
+    free(object);
     lt.live--;
     return CUBLAS_STATUS_SUCCESS;
+}
+
+static cublasStatus_t lt_desc_destroy(cublasLtMatmulDesc_t d) {
+    return drop(d);
 }
 
 static cublasStatus_t lt_layout_destroy(cublasLtMatrixLayout_t l) {
-    free(l);
-    lt.live--;
-    return CUBLAS_STATUS_SUCCESS;
+    return drop(l);
 }
 
 static cublasStatus_t lt_preference_destroy(cublasLtMatmulPreference_t p) {
-    free(p);
-    lt.live--;
-    return CUBLAS_STATUS_SUCCESS;
+    return drop(p);
 }
 
 static cublasStatus_t lt_destroy(cublasLtHandle_t h) {
-    free(h);
-    lt.live--;
-    return CUBLAS_STATUS_SUCCESS;
+    return drop(h);
 }
 
 /* Four algorithms, 10 to 13, of which the second does not run. */

@@ -239,7 +239,7 @@ static float operand(const Run *r, const void *x, int64_t i) {
 static void multiply(const Run *r, const PeftGemm *g, void *const *arg) {
     int64_t m = peft_dim(g->m, r->sym), n = peft_dim(g->n, r->sym), k = peft_dim(g->k, r->sym);
     bool narrow_c = r->b->bf16 && g->c_dtype == DT_WORK;
-    assert_true(g->b_dtype != DT_NF4 && g->b_dtype != DT_NF4_PLAIN);
+    assert_false(peft_is_nf4(g->b_dtype));
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < n; j++) {
             double sum = 0;

@@ -76,6 +76,9 @@ typedef struct Comparison {
 bool comparison_read(Comparison *c, const char *dir, PeftError *err);
 /* Reads dir/run.json. `run` is empty after a failure. */
 bool run_read(Run *run, const char *dir, PeftError *err);
+
+json_t *real_json(double v);         /* null for what is no number */
+json_t *memory_json(const Run *run); /* bytes by class */
 void run_free(Run *run);
 /* Whether dir holds a finished run that can be read, with its weights. */
 bool run_check(const char *dir, PeftError *err);

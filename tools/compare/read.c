@@ -406,3 +406,14 @@ const Variant *comparison_find(const Comparison *c, const char *key) {
         if (strcmp(c->variant[i]->key, key) == 0) return c->variant[i];
     return NULL;
 }
+
+json_t *real_json(double v) {
+    return v - v == 0 ? json_real(v) : json_null();
+}
+
+json_t *memory_json(const Run *run) {
+    json_t *o = json_object();
+    for (int i = 0; i < MEMORY_CLASSES; i++)
+        json_object_set_new(o, memory_class[i], json_integer(run->memory[i]));
+    return o;
+}

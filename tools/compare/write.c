@@ -10,27 +10,16 @@
 #include "../../runtime/io/file.h"
 #include "../../runtime/io/json.h"
 
-static json_t *real(double v) {
-    return v - v == 0 ? json_real(v) : json_null();
-}
-
 /* ---- a variant ---- */
-
-static json_t *memory_json(const Run *r) {
-    json_t *o = json_object();
-    for (int i = 0; i < MEMORY_CLASSES; i++)
-        json_object_set_new(o, memory_class[i], json_integer(r->memory[i]));
-    return o;
-}
 
 static json_t *run_json(const Run *r) {
     return json_pack("{s:I, s:o, s:o, s:o, s:o, s:I, s:o, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:O}",
-                     "seed", (json_int_t)r->seed, "f1_macro", real(r->f1), "accuracy",
-                     real(r->accuracy), "loss", real(r->loss), "val_f1_macro", real(r->val_f1),
-                     "best_epoch", (json_int_t)r->best_epoch, "total_time_s", real(r->total_time),
-                     "date", r->date, "peftc_version", r->version, "commit", r->commit,
-                     "program_hash", r->program_hash, "processor", r->processor, "gpu", r->gpu,
-                     "driver", r->driver, "epochs", r->epochs);
+                     "seed", (json_int_t)r->seed, "f1_macro", real_json(r->f1), "accuracy",
+                     real_json(r->accuracy), "loss", real_json(r->loss), "val_f1_macro",
+                     real_json(r->val_f1), "best_epoch", (json_int_t)r->best_epoch, "total_time_s",
+                     real_json(r->total_time), "date", r->date, "peftc_version", r->version,
+                     "commit", r->commit, "program_hash", r->program_hash, "processor",
+                     r->processor, "gpu", r->gpu, "driver", r->driver, "epochs", r->epochs);
 }
 
 static json_t *variant_json(const Variant *v) {
@@ -40,22 +29,24 @@ static json_t *variant_json(const Variant *v) {
         json_array_append_new(runs, run_json(&v->run[i]));
         json_array_append_new(seeds, json_integer(v->run[i].seed));
     }
-    json_t *o = json_pack("{s:I, s:o, s:o, s:o}", "trainable_params", (json_int_t)r->trainable,
-                          "f1_macro", real(v->f1), "peak_vram_gb", real((double)v->reached / 1e9),
-                          "epoch_time_s", real(v->epoch_time));
+    json_t *o =
+        json_pack("{s:I, s:o, s:o, s:o}", "trainable_params", (json_int_t)r->trainable, "f1_macro",
+                  real_json(v->f1), "peak_vram_gb", real_json((double)v->reached / 1e9),
+                  "epoch_time_s", real_json(v->epoch_time));
     json_t *more = json_pack(
         "{s:I, s:o, s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:I, s:I, s:o, s:I, s:o, s:I, s:s, "
         "s:s, s:s, s:I, s:O, s:o}",
         "total_params", (json_int_t)r->total, "trainable_percent",
-        real(100 * (double)r->trainable / (double)r->total), "device", r->device, "compute",
-        r->compute, "seeds", seeds, "f1_macro_spread", real(v->f1_spread), "f1_macro_noise",
-        real(v->noise), "val_f1_macro", real(v->val_f1), "accuracy", real(v->accuracy),
-        "epoch_time_spread_s", real(v->epoch_time_spread), "planned_bytes", (json_int_t)v->planned,
-        "reached_bytes", (json_int_t)v->reached, "driver_bytes",
-        v->driver_bytes < 0 ? json_null() : json_integer(v->driver_bytes), "lower_bound_bytes",
-        (json_int_t)r->lower_bound, "memory_bytes", memory_json(r), "saved_bytes",
-        (json_int_t)r->saved_bytes, "program", r->program, "source", r->source, "instructions",
-        r->instructions, "threads", (json_int_t)r->threads, "fit", r->fit, "runs", runs);
+        real_json(100 * (double)r->trainable / (double)r->total), "device", r->device, "compute",
+        r->compute, "seeds", seeds, "f1_macro_spread", real_json(v->f1_spread), "f1_macro_noise",
+        real_json(v->noise), "val_f1_macro", real_json(v->val_f1), "accuracy",
+        real_json(v->accuracy), "epoch_time_spread_s", real_json(v->epoch_time_spread),
+        "planned_bytes", (json_int_t)v->planned, "reached_bytes", (json_int_t)v->reached,
+        "driver_bytes", v->driver_bytes < 0 ? json_null() : json_integer(v->driver_bytes),
+        "lower_bound_bytes", (json_int_t)r->lower_bound, "memory_bytes", memory_json(r),
+        "saved_bytes", (json_int_t)r->saved_bytes, "program", r->program, "source", r->source,
+        "instructions", r->instructions, "threads", (json_int_t)r->threads, "fit", r->fit, "runs",
+        runs);
     json_object_update(o, more);
     json_decref(more);
     return o;

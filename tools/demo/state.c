@@ -10,17 +10,6 @@
 #include <string.h>
 #include <sys/stat.h>
 
-static json_t *real(double v) {
-    return v - v == 0 ? json_real(v) : json_null();
-}
-
-static json_t *memory_json(const Run *r) {
-    json_t *o = json_object();
-    for (int i = 0; i < MEMORY_CLASSES; i++)
-        json_object_set_new(o, memory_class[i], json_integer(r->memory[i]));
-    return o;
-}
-
 static json_t *variant_json(const Variant *v) {
     const Run *r = &v->run[0];
     json_t *seeds = json_array();
@@ -29,11 +18,11 @@ static json_t *variant_json(const Variant *v) {
         "{s:s, s:s, s:s, s:o, s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:I, s:I, s:I, s:o, s:o}",
         "key", v->key, "program", r->program, "device", r->device, "seeds", seeds,
         "trainable_params", (json_int_t)r->trainable, "total_params", (json_int_t)r->total,
-        "f1_macro", real(v->f1), "f1_macro_spread", real(v->f1_spread), "f1_macro_noise",
-        real(v->noise), "val_f1_macro", real(v->val_f1), "epoch_time_s", real(v->epoch_time),
-        "epoch_time_spread_s", real(v->epoch_time_spread), "planned_bytes", (json_int_t)v->planned,
-        "reached_bytes", (json_int_t)v->reached, "saved_bytes", (json_int_t)r->saved_bytes,
-        "memory_bytes", memory_json(r), "total_steps",
+        "f1_macro", real_json(v->f1), "f1_macro_spread", real_json(v->f1_spread), "f1_macro_noise",
+        real_json(v->noise), "val_f1_macro", real_json(v->val_f1), "epoch_time_s",
+        real_json(v->epoch_time), "epoch_time_spread_s", real_json(v->epoch_time_spread),
+        "planned_bytes", (json_int_t)v->planned, "reached_bytes", (json_int_t)v->reached,
+        "saved_bytes", (json_int_t)r->saved_bytes, "memory_bytes", memory_json(r), "total_steps",
         json_incref(json_object_get(r->fit, "total_steps")) ?: json_null());
 }
 
@@ -54,7 +43,7 @@ static json_t *state_json(const State *s, const Comparison *c, const char *troub
     return json_pack("{s:I, s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:i, s:s?}", "version",
                      (json_int_t)s->version, "runs", s->runs, "about", about_json(c), "variants",
                      variants, "takeaways", takeaways, "baseline",
-                     c->baseline.root ? real(c->baseline.f1) : json_null(), "progress",
+                     c->baseline.root ? real_json(c->baseline.f1) : json_null(), "progress",
                      progress_read(s->runs), "figures", names_of_pictures("figures"), "graphs",
                      names_of_pictures("docs/graphs"), "left_out", c->broken, "error", trouble);
 }

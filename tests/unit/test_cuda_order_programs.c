@@ -1,0 +1,326 @@
+/* The order of real programs' steps on a GPU, with bert-base's dimensions: every conflict that
+ * their tables tell of is ordered, by a search over all pairs. */
+#include "order_steps.h"
+
+#include <stdio.h>
+
+#include "compiler/elaborate.h"
+#include "compiler/emit/emit.h"
+#include "compiler/pass.h"
+#include "compiler/pass/schedule.h"
+#include "runtime/cuda/internal.h"
+
+typedef struct Compiled {
+    Sources *sources;
+    Graph *g;
+    Program *program;
+    ProgramPlan plan;
+    int64_t sym[PEFT_SYM_COUNT];
+} Compiled;
+
+static void open_model(Compiled *m, const char *path, bool skip_join) {
+    Settings none = {0};
+    ModelInfo info;
+    Diag diag;
+    PeftError err = {{0}, 0};
+    Schedule *sched[PEFT_FN_COUNT] = {NULL};
+    *m = (Compiled){.sources = sources_new(),
+                    .sym = {[PEFT_SYM_T] = 430,
+                            [PEFT_SYM_S] = 32,
+                            [PEFT_SYM_M] = 64,
+                            [PEFT_SYM_L] = 45,
+                            [PEFT_SYM_W] = 4}};
+    diag_init(&diag, m->sources, stderr);
+    m->g = elaborate_file(path, &none, &diag, &info);
+    assert_non_null(m->g);
+    PassOptions passes = {.fit = &info.fit, .log = stderr};
+    passes_run(m->g, &passes);
+    for (int fn = 0; fn < PEFT_FN_COUNT; fn++) {
+        FuseOptions fuse = {0};
+        int32_t n;
+        if (!m->g->fn[fn].nout && !m->g->fn[fn].nupdate) continue;
+        Kernel **k = fuse_function(m->g, (PeftFn)fn, &fuse, &n);
+        sched[fn] = schedule_function(m->g, (PeftFn)fn, k, n);
+    }
+    ProgramInfo about = {.name = path, .source = path, .text = "", .fit = info.fit};
+    about.skip_join = skip_join;
+    m->program = program_build(m->g, &about, sched);
+    if (!program_plan(&m->program->table, 1u << PEFT_FN_TRAIN, m->sym, m->sym, &m->plan, &err))
+        fail_msg("%s", err.msg);
+}
+
+static void close_model(Compiled *m) {
+    program_plan_free(&m->plan);
+    graph_free(m->g);
+    sources_free(m->sources);
+}
+
+typedef struct Touch { /* of one argument or the workspace of a step */
+    int64_t begin, end;
+    bool written;
+} Touch;
+
+static Touch touch_of(const Compiled *m, const PeftStep *s, int k) {
+    const PeftProgram *p = &m->program->table;
+    int32_t ref = k < s->narg ? s->arg[k] : s->workspace;
+    int i = PEFT_REF_INDEX(ref);
+    bool gemm = p->kernel[s->kernel].kind == PEFT_KERNEL_GEMM;
+    Touch t = {.written = k >= s->nread || (gemm && k == 2)};
+    if (PEFT_REF_KIND(ref) == PEFT_REF_VAR) {
+        const PeftVar *v = &p->var[i];
+        t.begin = m->plan.var_offset[i];
+        t.end = t.begin + plan_bytes(v->dtype, v->rank, v->dim, m->sym);
+    } else if (PEFT_REF_KIND(ref) == PEFT_REF_TEMP) {
+        const PeftTemp *temp = &p->fn[PEFT_FN_TRAIN].temp[i];
+        t.begin = m->plan.persistent + m->plan.temp_offset[PEFT_FN_TRAIN][i];
+        t.end = t.begin + (k < s->narg ? plan_bytes(temp->dtype, temp->rank, temp->dim, m->sym)
+                                       : step_workspace_bytes(p, s, m->sym));
+    }
+    return t;
+}
+
+enum { MOST_TOUCHED = 512 };
+
+/* The earlier product whose epilogue the step's kernel computes, or NULL. */
+static const PeftStep *joined_product(const Compiled *m, const PeftStep *s) {
+    bool map = m->program->table.kernel[s->kernel].kind == PEFT_KERNEL_MAP;
+    return map && s->desc ? s - ((const PeftJoin *)s->desc)->back : NULL;
+}
+
+/* What a product's epilogue touches: its first result, too. */
+static int epilogue_touches(const Compiled *m, const PeftStep *product, Touch *out) {
+    int n = 0;
+    for (int k = 2; k < product->narg; k++) out[n++] = touch_of(m, product, k);
+    return n;
+}
+
+static int own_touches(const Compiled *m, const PeftStep *s, Touch *out) {
+    bool gemm = m->program->table.kernel[s->kernel].kind == PEFT_KERNEL_GEMM;
+    bool joined = gemm && ((const PeftGemm *)s->desc)->joined;
+    int n = 0;
+    assert_true(2 * s->narg < MOST_TOUCHED);
+    for (int k = 0; k <= s->narg; k++)
+        if (!joined || k <= 2 || k == s->narg) out[n++] = touch_of(m, s, k);
+    return n;
+}
+
+static bool touches_conflict(const Touch *a, int na, const Touch *b, int nb) {
+    for (int i = 0; i < na; i++)
+        for (int k = 0; k < nb; k++) {
+            int64_t begin = a[i].begin > b[k].begin ? a[i].begin : b[k].begin;
+            if (begin < a[i].end && begin < b[k].end && (a[i].written || b[k].written)) return true;
+        }
+    return false;
+}
+
+static int touches(const Compiled *m, const PeftStep *s, Touch *out) {
+    const PeftStep *product = joined_product(m, s);
+    int n = own_touches(m, s, out);
+    return product ? n + epilogue_touches(m, product, out + n) : n;
+}
+
+static bool program_conflict(const Compiled *m, const PeftStep *a, const PeftStep *b) {
+    Touch x[MOST_TOUCHED], y[MOST_TOUCHED];
+    return touches_conflict(x, touches(m, a, x), y, touches(m, b, y));
+}
+
+/* An epilogue may wait for the step whose kernel computes it: nothing in between touches what it
+ * does, and all of it lives until then. */
+static int check_joins(const Compiled *m) {
+    const PeftFunction *f = &m->program->table.fn[PEFT_FN_TRAIN];
+    int joins = 0;
+    for (const PeftStep *s = f->step; s < f->step + f->nstep; s++) {
+        const PeftStep *product = joined_product(m, s);
+        Touch epilogue[MOST_TOUCHED], other[MOST_TOUCHED];
+        if (!product) continue;
+        assert_true(product >= f->step && ((const PeftGemm *)product->desc)->joined);
+        int n = epilogue_touches(m, product, epilogue);
+        for (const PeftStep *k = product + 1; k < s; k++)
+            assert_false(touches_conflict(epilogue, n, other, touches(m, k, other)));
+        for (int k = 2; k < product->narg; k++) {
+            if (PEFT_REF_KIND(product->arg[k]) != PEFT_REF_TEMP) continue;
+            const PeftTemp *t = &f->temp[PEFT_REF_INDEX(product->arg[k])];
+            assert_in_range(s - f->step, t->first, t->last);
+        }
+        joins++;
+    }
+    for (int i = 0; i < f->nstep; i++) /* every product that waits is waited for */
+        if (m->program->table.kernel[f->step[i].kernel].kind == PEFT_KERNEL_GEMM)
+            joins -= ((const PeftGemm *)f->step[i].desc)->joined;
+    assert_int_equal(joins, 0);
+    for (int i = 0; i < f->nstep; i++) joins += joined_product(m, &f->step[i]) != NULL;
+    return joins;
+}
+
+/* Kernels that a step launches once it is prepared: a product, generated code. */
+static int step_kernels(const Compiled *m, const PeftStep *s) {
+    const PeftGemm *g = s->desc;
+    if (m->program->table.kernel[s->kernel].kind != PEFT_KERNEL_GEMM) return 1;
+    return 1 + !(g->plain || g->joined);
+}
+
+/* Kernels that are launched, and those of the longest chain. */
+static int count_kernels(const Compiled *m, const Order *o, const bool *before, int *chain) {
+    const PeftFunction *f = &m->program->table.fn[PEFT_FN_TRAIN];
+    int *depth = calloc((size_t)o->nstep + 1, sizeof *depth), all = 0;
+    assert_non_null(depth);
+    *chain = 0;
+    for (int l = 0; l < o->nstep; l++) {
+        const PeftStep *s = &f->step[o->member[o->first_member[l]]];
+        int kernels = o->prepares[l] ? 1 : step_kernels(m, s);
+        for (int k = 0; k < l; k++)
+            if (before[l * (o->nstep + 1) + k] && depth[k] > depth[l]) depth[l] = depth[k];
+        depth[l] += kernels;
+        all += kernels;
+        if (depth[l] > *chain) *chain = depth[l];
+    }
+    free(depth);
+    return all;
+}
+
+static bool share_counters(const Compiled *m, const PeftStep *a, const PeftStep *b) {
+    const PeftKernel *x = &m->program->table.kernel[a->kernel],
+                     *y = &m->program->table.kernel[b->kernel];
+    return (x->kind == PEFT_KERNEL_FULL_SUM || x->kind == PEFT_KERNEL_INDEX) &&
+           strcmp(x->name, y->name) == 0;
+}
+
+/* Every temporary is written before it is read: the tables say what a step writes. */
+static void check_written_first(const Compiled *m) {
+    const PeftProgram *p = &m->program->table;
+    const PeftFunction *f = &p->fn[PEFT_FN_TRAIN];
+    bool *written = calloc((size_t)f->ntemp + 1, 1);
+    assert_non_null(written);
+    for (int i = 0; i < f->nstep; i++) {
+        const PeftStep *s = &f->step[i];
+        int writes = 0;
+        assert_in_range(s->nread, 0, s->narg);
+        for (int pass = 0; pass < 2; pass++) /* operands, then results */
+            for (int k = 0; k < s->narg; k++) {
+                if (touch_of(m, s, k).written != (pass == 1)) continue;
+                if (pass == 1) writes += s->arg[k] != (int32_t)PEFT_REF_NONE;
+                if (PEFT_REF_KIND(s->arg[k]) != PEFT_REF_TEMP) continue;
+                if (pass == 1) written[PEFT_REF_INDEX(s->arg[k])] = true;
+                assert_true(written[PEFT_REF_INDEX(s->arg[k])]);
+            }
+        assert_true(writes > 0);
+    }
+    free(written);
+}
+
+/* Bytes serve another temporary only when some steps have passed. */
+static void check_slack(const Compiled *m) {
+    const PeftProgram *p = &m->program->table;
+    const PeftFunction *f = &p->fn[PEFT_FN_TRAIN];
+    const int64_t *offset = m->plan.temp_offset[PEFT_FN_TRAIN];
+    int reused = 0;
+    for (int i = 0; i < f->ntemp; i++)
+        for (int j = 0; j < f->ntemp; j++) {
+            if (offset[i] != offset[j] || f->temp[j].first <= f->temp[i].last) continue;
+            assert_true(f->temp[j].first > f->temp[i].last + PLAN_GPU_SLACK);
+            reused++;
+        }
+    assert_true(reused > 0);
+}
+
+static Order program_order(const Compiled *m, int streams) {
+    Order o;
+    PeftError err = {{0}, 0};
+    if (!order_function(&m->program->table, &m->plan, PEFT_FN_TRAIN, m->sym, streams, &o, &err))
+        fail_msg("%s", err.msg);
+    return o;
+}
+
+/* By step of the program: the launch that it is part of. Each is in one; those of a launch run the
+ * same kernel over as many rows, and are in the program's order. */
+static int *launches(const PeftFunction *f, const Order *o) {
+    int *of = malloc((size_t)f->nstep * sizeof *of);
+    assert_non_null(of);
+    for (int i = 0; i < f->nstep; i++) of[i] = -1;
+    int prepared = 0;
+    for (int l = 0; l < o->nstep; l++) {
+        if (o->prepares[l]) {
+            prepared++;
+            assert_int_equal(o->member[o->first_member[l]], o->member[o->first_member[l + 1]]);
+            continue;
+        }
+        int first = o->first_member[l], end = o->first_member[l + 1];
+        assert_in_range(end - first, 1, PEFT_GROUP);
+        for (int m = first; m < end; m++) {
+            const PeftStep *a = &f->step[o->member[first]], *b = &f->step[o->member[m]];
+            assert_int_equal(of[o->member[m]], -1);
+            assert_true(m == first || o->member[m] > o->member[m - 1]);
+            assert_true(a->kernel == b->kernel && a->rows == b->rows);
+            of[o->member[m]] = l;
+        }
+    }
+    assert_int_equal(o->first_member[o->nstep], f->nstep + prepared);
+    return of;
+}
+
+/* Launches of conflicting steps keep the program's order; those that share counters do not run at
+ * the same time. */
+static void check_pair(const Compiled *m, const bool *before, int width, const int *launch, int i,
+                       int j) {
+    const PeftFunction *f = &m->program->table.fn[PEFT_FN_TRAIN];
+    bool kept = before[launch[i] * width + launch[j]];
+    if (!kept) assert_false(program_conflict(m, &f->step[i], &f->step[j]));
+    if (kept || launch[i] == launch[j] || before[launch[j] * width + launch[i]]) return;
+    assert_false(share_counters(m, &f->step[i], &f->step[j]));
+}
+
+/* Returns how many kernels are launched. */
+static int check_program(const char *path, double most, bool skip_join) {
+    Compiled m;
+    int chain;
+    open_model(&m, path, skip_join);
+    const PeftFunction *f = &m.program->table.fn[PEFT_FN_TRAIN];
+    check_written_first(&m);
+    check_slack(&m);
+    int joins = check_joins(&m);
+    assert_int_equal(joins == 0, skip_join);
+    Order o = program_order(&m, CUDA_STREAMS), free_order = program_order(&m, f->nstep);
+    bool *before = all_pairs(&o, -1);
+    int *launch = launches(f, &o);
+    for (int l = 0; l < o.nstep; l++) /* prepared in time */
+        assert_true(!o.prepares[l] ||
+                    before[launch[o.member[o.first_member[l]]] * (o.nstep + 1) + l]);
+    for (int i = 0; i < f->nstep; i++)
+        for (int j = 0; j < i; j++) check_pair(&m, before, o.nstep + 1, launch, i, j);
+    int kernels = count_kernels(&m, &o, before, &chain);
+    print_message("%s: %d steps, %d joined, in %d launches, longest chain %d on %d streams (%d"
+                  " waits), %d on any; %d kernels, %d in a chain; %.1f MB\n",
+                  path, f->nstep, joins, o.nstep, o.longest, CUDA_STREAMS, o.nwait,
+                  free_order.longest, kernels, chain, (double)m.plan.peak / 1e6);
+    assert_true(o.first_member[o.nstep] > o.nstep); /* some are launched together */
+    free(launch);
+    assert_true(o.longest < most * f->nstep);
+    free(before);
+    order_free(&o);
+    order_free(&free_order);
+    close_model(&m);
+    return kernels;
+}
+
+static void test_programs(void **state) {
+    (void)state;
+    const struct {
+        const char *path;
+        double most;
+    } c[] = {{"models/lora_r16.bert", 0.60},
+             {"models/qlora_r16.bert", 0.60},
+             {"models/adapters.bert", 0.55},
+             {"models/full_ft.bert", 0.45},
+             {"models/mlm.bert", 0.60}};
+    for (size_t i = 0; i < sizeof c / sizeof *c; i++) {
+        int apart = check_program(c[i].path, c[i].most, true);
+        assert_in_range(check_program(c[i].path, c[i].most, false), 1, apart - 20);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_programs),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
