@@ -4,22 +4,7 @@
 # terminal.
 set -u
 tmp=$(mktemp -d "$PEFTC_TMP/compare.XXXXXX") bin=$PEFTC_BUILD
-case_ok() { echo "ok $1"; }
-case_fail() { echo "FAIL $1: $2"; }
-check() { # NAME COMMAND...: passes when the command does
-    local name=$1
-    shift
-    if "$@" >"$tmp/log" 2>&1; then case_ok "$name"; else case_fail "$name" "$(tail -3 "$tmp/log" | tr '\n' ' ')"; fi
-}
-says() { # NAME EXIT-CODE TEXT COMMAND...: exits so, and stderr has the text
-    local name=$1 code=$2 text=$3
-    shift 3
-    "$@" >"$tmp/out" 2>"$tmp/err" </dev/null
-    local rc=$?
-    if [ $rc != "$code" ]; then case_fail "$name" "exit $rc, not $code: $(tail -2 "$tmp/err" | tr '\n' ' ')"
-    elif ! grep -qF -- "$text" "$tmp/err"; then case_fail "$name" "no '$text' in: $(tail -3 "$tmp/err" | tr '\n' ' ')"
-    else case_ok "$name"; fi
-}
+. tests/cases.sh
 number() { sed -n "s/.*\"$2\": \([-0-9.e]*\),*$/\1/p" "$1" | head -1; }
 
 # ---- corpus and baseline ----

@@ -4,13 +4,7 @@
 # nothing has to be trained. DEMO_SHOTS=dir keeps screenshots of the page.
 set -u
 tmp=$(mktemp -d "$PEFTC_TMP/demo.XXXXXX") demo=$PEFTC_BUILD/demo server=''
-case_ok() { echo "ok $1"; }
-case_fail() { echo "FAIL $1: $2"; }
-check() { # NAME COMMAND...: passes when the command does
-    local name=$1
-    shift
-    if "$@" >"$tmp/log" 2>&1; then case_ok "$name"; else case_fail "$name" "$(tail -3 "$tmp/log" | tr '\n' ' ' | cut -c1-300)"; fi
-}
+. tests/cases.sh
 for need in curl python3; do
     command -v $need >/dev/null || { echo "skip the demo: no $need"; exit 0; }
 done
@@ -268,19 +262,12 @@ check "no report of a sanitizer" bash -c "! grep -E 'Sanitizer|runtime error' '$
 
 # ---- command line ----
 
-says() { # NAME EXIT-CODE TEXT COMMAND...
-    local name=$1 code=$2 text=$3 rc
-    shift 3
-    timeout 10 "$@" >"$tmp/out" 2>"$tmp/err"
-    rc=$?
-    if [ $rc = "$code" ] && grep -qF -- "$text" "$tmp/err"; then case_ok "$name"; else case_fail "$name" "exit $rc: $(tail -1 "$tmp/err")"; fi
-}
-says "no folder" 2 "usage: demo RUNS" "$demo"
-says "a port that is none" 2 "usage" "$demo" "$runs" --port 70000
-says "an address that is none" 1 "is not a numeric address" "$demo" "$runs" --bind example
+says "no folder" 2 "usage: demo RUNS" timeout 10 "$demo"
+says "a port that is none" 2 "usage" timeout 10 "$demo" "$runs" --port 70000
+says "an address that is none" 1 "is not a numeric address" timeout 10 "$demo" "$runs" --bind example
 start --host demo.example
 status "--host allows a name" 200 -H 'Host: demo.example' "$url/"
-says "a port that is taken" 1 "cannot listen" "$demo" "$runs" --port "${url##*:}"
+says "a port that is taken" 1 "cannot listen" timeout 10 "$demo" "$runs" --port "${url##*:}"
 
 # ---- in a browser ----
 

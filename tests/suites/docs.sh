@@ -7,13 +7,7 @@
 set -u
 tmp=$(mktemp -d "$PEFTC_TMP/docs.XXXXXX")
 pages=(README.md README.es.md docs/*.md metrics/*.md examples/base/README.md)
-case_ok() { echo "ok $1"; }
-case_fail() { echo "FAIL $1: $2"; }
-check() { # NAME COMMAND...: passes when the command does
-    local name=$1
-    shift
-    if "$@" >"$tmp/log" 2>&1; then case_ok "$name"; else case_fail "$name" "$(head -4 "$tmp/log" | tr '\n' ' ')"; fi
-}
+. tests/cases.sh
 finds() { # NAME TEXT COMMAND...: passes when the command fails and says the text
     local name=$1 text=$2
     shift 2

@@ -6,14 +6,8 @@ set -u
 tmp=$(mktemp -d "$PEFTC_TMP/figures.XXXXXX") bin=$PEFTC_BUILD
 export BUILD=$bin
 unset COMPARISON FIGURES
-case_ok() { echo "ok $1"; }
-case_fail() { echo "FAIL $1: $2"; }
-check() { # NAME COMMAND...: passes when the command does
-    local name=$1
-    shift
-    if "$@" >"$tmp/log" 2>&1; then case_ok "$name"; else case_fail "$name" "$(tail -3 "$tmp/log" | tr '\n' ' ')"; fi
-}
-says() { # NAME TEXT COMMAND...: exits with 1, and stderr is one line that has the text
+. tests/cases.sh
+one_line() { # NAME TEXT COMMAND...: exits with 1, and stderr is one line that has the text
     local name=$1 text=$2
     shift 2
     "$@" >"$tmp/log" 2>"$tmp/err" </dev/null
@@ -182,10 +176,10 @@ good_pictures "32 methods" "$tmp/many.json" many
 
 broken() { # NAME TEXT SED-EXPRESSION
     sed "$3" "$tmp/good.json" >"$tmp/bad.json"
-    says "$1" "$2" draw "$tmp/bad.json" "$tmp/good"
+    one_line "$1" "$2" draw "$tmp/bad.json" "$tmp/good"
 }
-says "a comparison that is not there" "make compare" draw "$tmp/nowhere.json" "$tmp/good"
-says "a folder instead of a file" "$tmp" draw "$tmp" "$tmp/good"
+one_line "a comparison that is not there" "make compare" draw "$tmp/nowhere.json" "$tmp/good"
+one_line "a folder instead of a file" "$tmp" draw "$tmp" "$tmp/good"
 broken "an empty file" "bad.json" d
 broken "a cut file" "is not valid JSON" '20,$d'
 broken "NaN" "is not valid JSON" '0,/"f1_macro": 0.95/s//"f1_macro": NaN/'
@@ -208,9 +202,9 @@ broken "bytes that overflow" "bytes that can be added up" '0,/"weights": 100/s//
 broken "a method that is a number" "expected an object" '1s/$/"odd": 5,/'
 broken "no runs" "runs: expected a list of 1 to 1000, found []" '0,/"runs": \[/s//"runs": [], "r": [/'
 { echo '{'; rest cpu; } >"$tmp/none.json"
-says "no method at all" "there is no method in it" draw "$tmp/none.json" "$tmp/good"
+one_line "no method at all" "there is no method in it" draw "$tmp/none.json" "$tmp/good"
 many 33 >"$tmp/more.json"
-says "too many methods" "more than 32 methods" draw "$tmp/more.json" "$tmp/good"
+one_line "too many methods" "more than 32 methods" draw "$tmp/more.json" "$tmp/good"
 
 # A gnuplot that fails in its middle.
 mkdir "$tmp/path"
@@ -220,12 +214,12 @@ case $2 in *time.svg*) echo half >time.svg; echo "no such terminal" >&2; exit 1 
 exec /usr/bin/env PATH="$REAL" gnuplot "$@"
 S
 chmod +x "$tmp/path/gnuplot"
-says "a plotter that fails" "gnuplot cannot draw time.svg: no such terminal" env REAL="$PATH" PATH="$tmp/path:$PATH" \
+one_line "a plotter that fails" "gnuplot cannot draw time.svg: no such terminal" env REAL="$PATH" PATH="$tmp/path:$PATH" \
     COMPARISON="$tmp/gpu.json" FIGURES="$tmp/good" tools/figures.sh
 check "after all of these the pictures are as they were" test "$(sums "$tmp/good")" = "$(cat "$tmp/sums")"
 check "and nothing is left beside them" complete "$tmp/good"
 if mkdir "$tmp/full" && mount -t tmpfs -o size=100k tmpfs "$tmp/full" 2>/dev/null; then
-    says "a full disk" "make figures:" draw "$tmp/good.json" "$tmp/full"
+    one_line "a full disk" "make figures:" draw "$tmp/good.json" "$tmp/full"
     check "a full disk: no half picture" test -z "$(ls -A "$tmp/full")"
     umount "$tmp/full"
 else

@@ -18,26 +18,8 @@ export PEFTC_BUILD=$build PEFTC_TMP=$tmp PEFTC_CACHE=${PEFTC_CACHE:-$tmp/cache}
 parts=${*:-golden parity order repeat faults sanitizer}
 variants='full_ft lora_r8 lora_r16 qlora_r16 adapters'
 base=examples/base data=$tmp/data
+. tests/cases.sh
 
-case_ok() { echo "ok $1"; }
-case_fail() { echo "FAIL $1: $2"; }
-check() { # NAME COMMAND...: passes when the command does
-    local name=$1 log
-    log=$(mktemp "$tmp/log.XXXXXX")
-    shift
-    if "$@" >"$log" 2>&1; then case_ok "$name"; else case_fail "$name" "$(tail -3 "$log" | tr '\n' ' ')"; fi
-}
-# NAME EXIT-CODE PATTERN COMMAND...: the command must exit so and print one error line that matches.
-refuse() {
-    local name=$1 code=$2 pattern=$3 rc
-    shift 3
-    "$@" >"$tmp/out" 2>"$tmp/err" </dev/null
-    rc=$?
-    if [ $rc != "$code" ]; then case_fail "$name" "exit $rc, not $code: $(tail -1 "$tmp/err")"; return; fi
-    if ! grep -qE -- "$pattern" "$tmp/err"; then case_fail "$name" "no '$pattern' in: $(tail -1 "$tmp/err")"; return; fi
-    if [ "$(grep -c 'error:' "$tmp/err")" != 1 ]; then case_fail "$name" "not exactly one error line"; return; fi
-    case_ok "$name"
-}
 train() { # PROGRAM OUT options...
     "$tmp/$1" train --base $base --data "$data" --out "$tmp/$2" "${@:3}"
 }

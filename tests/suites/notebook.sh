@@ -3,8 +3,7 @@
 # $PYTHON (default python3). The committed copy must have outputs, without errors and without paths.
 set -u
 tmp=$(mktemp -d "$PEFTC_TMP/notebook.XXXXXX") notebook=examples/comparison.ipynb python=${PYTHON:-python3}
-case_ok() { echo "ok $1"; }
-case_fail() { echo "FAIL $1: $2"; }
+. tests/cases.sh
 
 if ! "$python" -c 'import ipykernel, matplotlib, nbconvert, nbformat' 2>/dev/null; then
     echo "skip notebook: $python lacks the packages of requirements.txt"

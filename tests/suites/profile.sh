@@ -4,14 +4,8 @@
 set -u
 tmp=$(mktemp -d "$PEFTC_TMP/profile.XXXXXX") peftc=$PEFTC_BUILD/peftc
 user_libs=${PEFTC_CUDA_LIBS-} nvrtc_libs=${PEFTC_CUDA_LIBS+set}
-case_ok() { echo "ok $1"; }
-case_fail() { echo "FAIL $1: $2"; }
-check() { # NAME COMMAND...: passes when the command does
-    local name=$1
-    shift
-    if "$@" >"$tmp/log" 2>&1; then case_ok "$name"; else case_fail "$name" "$(tail -3 "$tmp/log" | tr '\n' ' ')"; fi
-}
-says() { # TEXT COMMAND...: the command succeeds and prints the text
+. tests/cases.sh
+prints() { # TEXT COMMAND...: the command succeeds and prints the text
     local text=$1
     shift
     "$@" >"$tmp/said" 2>&1 || { cat "$tmp/said"; return 1; }
@@ -49,16 +43,16 @@ export PEFTC_CACHE=$tmp/cache
 on() { PEFTC_CUDA_LIBS=$tmp/$1 "${@:2}"; } # FAKE COMMAND...
 
 # ---- which device ----
-check "auto without libraries is the CPU, and says why" on none says "device: cpu; no " fed plan --device auto
-check "auto with a GPU is CUDA, and says which" on gpu says "device: cuda; Fake GPU, compute capability 9.0" fed plan --device auto
-check "without --device it is the CPU" on gpu says "2 threads" fed plan --threads 2
-check "a GPU's plan needs no GPU" on none says "a GPU in bf16" fed plan --device cuda
-check "fp32 too" on none says "a GPU in fp32" fed plan --device cuda --compute fp32
+check "auto without libraries is the CPU, and says why" on none prints "device: cpu; no " fed plan --device auto
+check "auto with a GPU is CUDA, and says which" on gpu prints "device: cuda; Fake GPU, compute capability 9.0" fed plan --device auto
+check "without --device it is the CPU" on gpu prints "2 threads" fed plan --threads 2
+check "a GPU's plan needs no GPU" on none prints "a GPU in bf16" fed plan --device cuda
+check "fp32 too" on none prints "a GPU in fp32" fed plan --device cuda --compute fp32
 check "cuda without libraries is refused" refuses 1 "error: no " on none fed train --out "$tmp/no" --device cuda
 check "an unknown device is refused" refuses 2 "cpu, cuda, auto or null" fed plan --device gpu
-check "devices: the GPU and what auto takes" on gpu says "auto      --device auto takes cuda" "$run" devices
-check "devices without a GPU" on none says "auto      --device auto takes cpu" "$run" devices
-check "devices as JSON" on gpu says '"auto": "cuda"}' "$run" devices --json
+check "devices: the GPU and what auto takes" on gpu prints "auto      --device auto takes cuda" "$run" devices
+check "devices without a GPU" on none prints "auto      --device auto takes cpu" "$run" devices
+check "devices as JSON" on gpu prints '"auto": "cuda"}' "$run" devices --json
 
 # ---- what fits ----
 number() { sed -n "s/.*\"$1\": \([0-9]*\).*/\1/p" "$tmp/said" | head -1; }
@@ -85,7 +79,7 @@ check "a size that is none" refuses 2 "is not a size" fed train --out "$tmp/no" 
 
 # ---- memory as three figures ----
 three_lines() {
-    says "counted by the driver" on gpu fed train --out "$tmp/gpu" --device cuda --set fit.epochs=1 || return 1
+    prints "counted by the driver" on gpu fed train --out "$tmp/gpu" --device cuda --set fit.epochs=1 || return 1
     grep -q '"driver_bytes"' "$tmp/gpu/run.json" || { echo "no driver_bytes"; return 1; }
     cp "$tmp/gpu/run.json" "$tmp/said"
     echo "planned $(number planned_bytes), reached $(number reached_bytes)"
@@ -111,7 +105,7 @@ profile() { # FAKE DEVICE
 }
 check "profile: shares, CSV and trace" profile none cpu
 check "profile on a GPU" profile gpu cuda
-check "a GPU's steps are timed by its events" says "optimizer,21,21" sed 's/"//g' "$tmp/p.csv"
+check "a GPU's steps are timed by its events" prints "optimizer,21,21" sed 's/"//g' "$tmp/p.csv"
 fullest() { # the fullest step of the timeline is the plan's lower bound, to the byte
     awk '/"timeline"/ { on = 1 } /"lower_bound_bytes"/ && !bound { gsub(/[^0-9]/, "", $2); bound = $2 + 0 }
          on && /"(weights|gradients|optimizer|activations|backward|workspace|inputs)": [0-9]+/ {
@@ -121,8 +115,8 @@ fullest() { # the fullest step of the timeline is the plan's lower bound, to the
 check "the timeline's fullest step is the plan's bound on a GPU" fullest
 check "profile as JSON on the CPU" profile none cpu
 check "the timeline's fullest step is the plan's bound" fullest
-check "profile as text" says "MB alive over the steps" fed profile --steps 1
-check "profile with accumulation" says "planned peak" "$tmp/acc" profile --base "$tmp/base" --data "$tmp/data" --scratch --steps 1
+check "profile as text" prints "MB alive over the steps" fed profile --steps 1
+check "profile with accumulation" prints "planned peak" "$tmp/acc" profile --base "$tmp/base" --data "$tmp/data" --scratch --steps 1
 check "a trace that cannot be written" refuses 1 "cannot write /proc/nothing/t" fed profile --trace /proc/nothing/t
 
 # ---- code compiled ahead ----
@@ -132,14 +126,14 @@ no_nvrtc() { # on a machine with a driver and cuBLASLt alone
     mkdir -p "$tmp/bare-$1" && cp "$tmp/$1/libcuda.so.1" "$tmp/$1/libcublasLt.so.12" "$tmp/bare-$1/"
     on "bare-$1" refuses 1 "no NVRTC" fed train --out "$tmp/no" --device cuda || return 1
     run=$tmp/ahead
-    on "bare-$1" says "device: cuda" fed profile --steps 1 --device auto --compute "$2"
+    on "bare-$1" prints "device: cuda" fed profile --steps 1 --device auto --compute "$2"
     local rc=$?
     run=$tmp/run
     return $rc
 }
 check "it runs without NVRTC" no_nvrtc gpu bf16
 check "on a later minor version" no_nvrtc minor fp32
-check "devices names it" on none says "built in  sm_80, sm_90" "$tmp/ahead" devices
+check "devices names it" on none prints "built in  sm_80, sm_90" "$tmp/ahead" devices
 check "--arch without NVRTC" refuses 1 "no NVRTC" on none "$peftc" models/lora_r16.bert --base "$tmp/base" --arch sm_90 -o "$tmp/x"
 check "--arch with an older architecture" refuses 2 "older than sm_80" ahead sm_75
 check "--arch that names nothing" refuses 2 "not 'sm_80,'" ahead sm_80,
@@ -148,7 +142,7 @@ real() {
     [ -z "$nvrtc_libs" ] && unset PEFTC_CUDA_LIBS || export PEFTC_CUDA_LIBS=$user_libs
     "$peftc" models/lora_r16.bert --base "$tmp/base" --opt 1 --arch sm_90 -o "$tmp/real" 2>"$tmp/log" ||
         { grep -q "no NVRTC:" "$tmp/log" && return 77; return 1; }
-    says "built in  sm_90" "$tmp/real" devices && [ "$(stat -c %s "$tmp/real")" -gt $(($(stat -c %s "$tmp/run") + 100000)) ]
+    prints "built in  sm_90" "$tmp/real" devices && [ "$(stat -c %s "$tmp/real")" -gt $(($(stat -c %s "$tmp/run") + 100000)) ]
 }
 real
 case $? in

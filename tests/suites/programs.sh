@@ -3,24 +3,7 @@
 # bad input. Uses the generated phrases and a tiny encoder trained from scratch.
 set -u
 tmp=$(mktemp -d "$PEFTC_TMP/programs.XXXXXX") peftc=$PEFTC_BUILD/peftc
-case_ok() { echo "ok $1"; }
-case_fail() { echo "FAIL $1: $2"; }
-check() { # NAME COMMAND...: passes when the command does
-    local name=$1
-    shift
-    if "$@" >"$tmp/log" 2>&1; then case_ok "$name"; else case_fail "$name" "$(tail -2 "$tmp/log" | tr '\n' ' ')"; fi
-}
-# NAME EXIT-CODE TEXT COMMAND...: the command must exit so and print one error line with the text.
-refuse() {
-    local name=$1 code=$2 text=$3
-    shift 3
-    "$@" >"$tmp/out" 2>"$tmp/err" </dev/null
-    local rc=$?
-    if [ $rc != "$code" ]; then case_fail "$name" "exit $rc, not $code: $(tail -1 "$tmp/err")"; return; fi
-    if ! grep -qF -- "$text" "$tmp/err"; then case_fail "$name" "no '$text' in: $(tail -1 "$tmp/err")"; return; fi
-    if [ "$(grep -c 'error:' "$tmp/err")" != 1 ]; then case_fail "$name" "not exactly one error line"; return; fi
-    case_ok "$name"
-}
+. tests/cases.sh
 same() { cmp "$1/metrics.jsonl" "$2/metrics.jsonl" && cmp "$1/metrics.csv" "$2/metrics.csv" && cmp "$1/$3" "$2/$3"; }
 
 # ---- a base and some data ----
