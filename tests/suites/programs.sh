@@ -42,6 +42,26 @@ killed() { # a run that is killed outright after its first checkpoint goes on to
 }
 check "a killed run gives the same bytes" killed
 
+# A checkpoint comes once a minute. Both runs have thousands of steps an epoch and are killed in the first.
+fast_clock() { "${CC:-cc}" -shared -fPIC -O1 -o "$tmp/fast_clock.so" tests/suites/fast_clock.c; }
+first_epoch() { # OUT FILE TEXT: in the background, killed once the file has the text
+    train lora_r16 "$1" --data "$tmp/all" --set fit.batch=1 &
+    local pid=$! n=0 rc=0
+    until grep -qs -- "$3" "$tmp/$1/$2" || [ $((n++)) -ge 3000 ]; do
+        kill -0 $pid 2>/dev/null || break
+        sleep 0.02
+    done
+    kill -9 $pid || rc=1
+    wait $pid 2>/dev/null
+    tail -1 "$tmp/$1/metrics.jsonl"
+    [ $rc = 0 ] && grep -q '"step": 10,' "$tmp/$1/metrics.jsonl" && ! grep -q '"epoch"' "$tmp/$1/metrics.jsonl"
+}
+minute() { LD_PRELOAD=$tmp/fast_clock.so ASAN_OPTIONS=verify_asan_link_order=0 first_epoch timed checkpoint '' && [ -e "$tmp/timed/checkpoint" ]; }
+sooner() { first_epoch untimed metrics.jsonl '"step": 100,' && [ ! -e "$tmp/untimed/checkpoint" ]; }
+check "a clock that is faster" fast_clock
+check "a minute within an epoch leaves a checkpoint" minute
+check "less than a minute does not" sooner
+
 # ---- memory: what was planned is what is reached ----
 number() { sed -n "s/.*\"$2\": \([0-9]*\).*/\1/p" "$1" | head -1; }
 planned() {
@@ -89,6 +109,9 @@ d() { # a train.tsv with this content
 }
 refuse "unknown verb" 2 "did you mean train" "$tmp/lora_r16" trian
 refuse "unknown option" 2 "did you mean --data" "$tmp/lora_r16" train --dta x
+refuse "a stray argument" 2 "unexpected argument 'stray'; train takes options only" "$tmp/lora_r16" train stray
+refuse "a stray argument after an option" 2 "unexpected argument 'stray'" t --threads 1 stray
+refuse "an option before the verb" 2 "unexpected argument 'train'; a verb comes before its options" "$tmp/lora_r16" --json train
 refuse "option without value" 2 "needs a value" "$tmp/lora_r16" train --out
 refuse "no base" 2 "--base" "$tmp/lora_r16" train --data "$tmp/data" --out "$tmp/bad"
 refuse "no out" 2 "--out" "$tmp/lora_r16" train --base "$tmp/base" --data "$tmp/data"
@@ -100,6 +123,12 @@ refuse "bad --set value" 2 "fit.epochs" t --set fit.epochs=two
 refuse "over the budget" 3 "budget" t --memory 10KB
 refuse "plan over the budget" 3 "budget" "$tmp/lora_r16" plan --base "$tmp/base" --scratch --data "$tmp/data" --memory 10KB
 refuse "finished run" 1 "--overwrite" train lora_r16 a
+cp -r "$tmp/a" "$tmp/a.copy"
+refuse "--overwrite over the budget" 3 "budget" train lora_r16 a --overwrite --memory 10KB
+refuse "--overwrite with a wrong setting" 2 "fit.epochs" train lora_r16 a --overwrite --set fit.epochs=two
+refuse "--overwrite with missing data" 1 "nowhere" "$tmp/lora_r16" train --base "$tmp/base" --scratch --data "$tmp/nowhere" --out "$tmp/a" --overwrite
+refuse "--overwrite with a base without weights" 1 "safetensors" "$tmp/lora_r16" train --base "$tmp/base" --data "$tmp/data" --out "$tmp/a" --overwrite
+check "the finished run is as it was" diff -r "$tmp/a.copy" "$tmp/a"
 refuse "nothing to resume" 1 "no checkpoint" t --resume
 refuse "no label column" 1 "label" d 'sentence\tmark\na\t1\n'
 refuse "bad label" 1 "train.tsv:3" d 'sentence\tlabel\na\t1\nb\tx\n'
@@ -114,6 +143,11 @@ mkdir -p "$tmp/short" && cp "$tmp/base/config.json" "$tmp/short/" && head -50 "$
 refuse "vocabulary too short" 1 "vocab_size" "$tmp/lora_r16" train --base "$tmp/short" --scratch --data "$tmp/data" --out "$tmp/bad"
 mkdir -p "$tmp/cut" && cp "$tmp/base/"* "$tmp/cut/" && head -c 1000 "$tmp/f1/model.safetensors" >"$tmp/cut/model.safetensors"
 refuse "truncated weights" 1 "cut/model.safetensors" "$tmp/lora_r16" train --base "$tmp/cut" --data "$tmp/data" --out "$tmp/bad"
+check "train that was refused leaves no folder" [ ! -e "$tmp/bad" ]
+check "compile for three classes" "$peftc" models/lora_r16.bert --base "$tmp/base" --opt 1 --set classes=3 -o "$tmp/three"
+refuse "predict with an adapter of other classes" 2 "$tmp/p was trained by a 'lora_r16' of .* has .*--set \\(classes" \
+    "$tmp/three" predict --from "$tmp/p" "the film is not dull"
+refuse "eval with it" 2 "$tmp/p was trained by" "$tmp/three" eval --from "$tmp/p" --data "$tmp/data"
 disk_full() { ( ulimit -f 20; trap '' XFSZ; t --overwrite --checkpoint-every 1 ); }
 refuse "disk full" 1 "$tmp/bad" disk_full
 check "nothing half-written is left" eval '! ls "$tmp"/bad/*.tmp* 2>/dev/null && [ ! -e "$tmp/bad/run.json" ]'
