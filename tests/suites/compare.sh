@@ -283,7 +283,7 @@ mkdir -p "$tmp/stop/lora_r8" && cp -p "$tmp"/made/lora_r8/{run,program.c} "$tmp/
 export RUNS=$tmp/stop EPOCHS=60
 check "interrupted: says how to go on" stopped INT 130 "the same command goes on" 5
 check "killed: says how to go on" stopped KILL 1 "failed with exit code 137" 6
-check "both go on and are compared" env SEEDS=5,6 timeout 100 tools/compare.sh
+check "both go on and are compared" env SEEDS=5,6 timeout 600 tools/compare.sh
 whole() { for s in 5 6; do [ "$(grep -c '"epoch"' "$RUNS/lora_r8/seed$s/metrics.jsonl")" = 60 ] || return 1; done; }
 check "with every epoch once" whole
 
