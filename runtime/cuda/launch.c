@@ -6,9 +6,9 @@
 enum {
     MAX_PARAMS = 500, /* 4 KB of pointers: what every driver takes */
     ROWS_GRID = 65535,
-    ATTENTION_BLOCK = 64,
-    ATTENTION_PARTS = 2, /* blocks that share a long sequence; any number gives the same bits */
-    ATTENTION_GRAD_PARTS = 3,
+    ATTENTION_BLOCK = 128,
+    ATTENTION_PARTS = 1, /* blocks that share a long sequence; any number gives the same bits */
+    ATTENTION_GRAD_PARTS = 1,
     FLAT_BLOCK = 256,
     SUM_VALUES = 8,    /* of a thread, at least */
     DEQUANT_VALUES = 8 /* of a thread */

@@ -1,0 +1,445 @@
+/* Attention for sequences of at most 64 tokens and heads of at most 64 columns, in bf16: nearly all
+ * sentences. What counts for them is how long one block takes from its first load to its last
+ * store. So all that it reads comes into shared memory in one burst of copies, while the dropout
+ * numbers are drawn; a warp has all scores of 16 queries in registers at once and computes none
+ * twice. For the gradients warps exchange the weights of the sums, P * keep and dS, and then each
+ * has 16 columns of all results.
+ *
+ * Rows and columns that a tile has beyond its matrix are zero in shared memory. */
+#if PEFT_HAS_PART(0) || PEFT_HAS_PART(1)
+
+enum {
+    SHORT_LENGTH = ATTENTION_WARPS * TILE,
+    SHORT_DIM = ATTENTION_WARPS * TILE,
+    SHORT_TILES = SHORT_LENGTH / TILE,
+    SHORT_SIZE = SHORT_LENGTH * SHORT_DIM /* of a matrix in shared memory */
+};
+
+#ifdef PEFT_BF16
+enum { ATTEND_MEMORY = 3 * SHORT_SIZE, GRAD_MEMORY = 5 * SHORT_SIZE };
+
+PK_DEVICE bool is_short(const Head &h) {
+    return h.len <= SHORT_LENGTH && h.dim <= SHORT_DIM && h.vectors;
+}
+
+/* ---- matrices in shared memory ----
+ *
+ * The vectors of a row change places in eight ways, so that those of one column in eight rows that
+ * follow each other are in different banks. */
+
+PK_DEVICE work *shared_at(work *x, int row, int column) {
+    return x + (row * SHORT_DIM + (column ^ row % 8 * VECTOR));
+}
+
+#ifdef __CUDACC_RTC__
+PK_DEVICE uint32_t shared_address(const work *x) {
+    return (uint32_t)__cvta_generic_to_shared(x);
+}
+
+/* Starts to copy a vector; zeros where there is none. */
+PK_DEVICE void copy_vector(work *to, const work *from, bool real) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :
+                 : "r"(shared_address(to)), "l"(from), "r"(real ? 16 : 0)
+                 : "memory");
+}
+PK_DEVICE void wait_for_copies() {
+    asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+/* Four matrices [8, 8]: lane 8 i + j has the address of row j of matrix i, and gets of each the
+ * columns 2 t, 2 t + 1 of row g, or of the transposed one. */
+PK_DEVICE void load_matrices(uint32_t *word, const work *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+                 : "r"(shared_address(row)));
+}
+PK_DEVICE void load_transposed(uint32_t *word, const work *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+                 : "r"(shared_address(row)));
+}
+#endif
+
+/* The rows of a matrix, made up to whole tiles. */
+PK_DEVICE void copy_matrix(const Head &h, const Matrix &x, work *to) {
+    const int column = threadIdx.x % (SHORT_DIM / VECTOR) * VECTOR;
+#pragma unroll
+    for (int i = 0; i < SHORT_TILES; i++) {
+        const int row = i * TILE + threadIdx.x / (SHORT_DIM / VECTOR);
+        const bool real = row < x.rows && column < h.dim;
+        if (i * TILE >= x.rows) break;
+        copy_vector(shared_at(to, row, column), real ? x.at + (row * h.width + column) : x.at,
+                    real);
+    }
+}
+
+PK_DEVICE void wait_for_matrices() {
+    wait_for_copies();
+    __syncthreads();
+}
+
+/* Of the four matrices that 16 rows and 16 columns are: a lane's row. The first two have the first
+ * columns. */
+PK_DEVICE const work *lane_vector(work *x, int row, int column) {
+    const int lane = threadIdx.x & 31;
+    return shared_at(x, row + (lane & 15), column + (lane >> 4) * VECTOR);
+}
+
+/* A [16, 16] of a product. */
+PK_DEVICE void load_a(uint32_t *a, work *x, int row, int column) {
+    load_matrices(a, lane_vector(x, row, column));
+}
+PK_DEVICE void load_a_transposed(uint32_t *a, work *x, int row, int column) {
+    uint32_t word[4];
+    load_transposed(word, lane_vector(x, row, column));
+    a[0] = word[0], a[1] = word[2], a[2] = word[1], a[3] = word[3];
+}
+
+/* B [16, 8] of two products: columns of x, or rows. */
+PK_DEVICE void load_b(uint32_t (*b)[2], work *x, int row, int column) {
+    load_transposed(b[0], lane_vector(x, row, column));
+}
+PK_DEVICE void load_b_transposed(uint32_t (*b)[2], work *x, int row, int column) {
+    uint32_t word[4];
+    load_matrices(word, lane_vector(x, row, column));
+    b[0][0] = word[0], b[1][0] = word[1], b[0][1] = word[2], b[1][1] = word[3];
+}
+
+/* ---- scores ---- */
+
+/* 16 queries' values for all keys. */
+typedef struct Scores {
+    Tile tile[SHORT_TILES];
+} Scores;
+
+/* Bit j of [tile][i]: whether the tile's key j is dropped for query g + 8 i. */
+typedef struct Drops {
+    uint32_t bits[SHORT_TILES][2];
+} Drops;
+
+PK_DEVICE Drops draw_drops(const Head &h, const PhiloxRow &drop, int i0) {
+    Drops drops;
+#pragma unroll
+    for (int t = 0; t < SHORT_TILES; t++) {
+        if (t * TILE >= h.len) break;
+        const uint32_t mine = dropped_keys(h, drop, i0, t * TILE);
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            drops.bits[t][i] = __shfl_sync(PK_WARP, mine, lane_row() + 8 * i);
+    }
+    return drops;
+}
+PK_DEVICE bool is_dropped(const Drops &drops, int t, int u, int i) {
+    return drops.bits[t][i / 2] >> tile_column(u, i % 2) & 1;
+}
+
+/* The queries' rows of a matrix, as A. */
+typedef struct QueryRows {
+    uint32_t a[SHORT_DIM / TILE][4];
+} QueryRows;
+
+PK_DEVICE QueryRows load_queries(work *x, int i0) {
+    QueryRows rows;
+#pragma unroll
+    for (int k = 0; k < SHORT_DIM / TILE; k++) load_a(rows.a[k], x, i0, k * TILE);
+    return rows;
+}
+
+/* Their products with 16 rows of x. */
+PK_DEVICE Tile multiply_rows(const QueryRows &rows, work *x, int row) {
+    Tile c = {{{0.0f}}};
+    uint32_t b[SHORT_DIM / TILE][2][2];
+#pragma unroll
+    for (int k = 0; k < SHORT_DIM / TILE; k++) load_b_transposed(b[k], x, row, k * TILE);
+#pragma unroll
+    for (int k = 0; k < SHORT_DIM / TILE; k++)
+#pragma unroll
+        for (int u = 0; u < 2; u++) mma_bf16(c.at[u], rows.a[k], b[k][u]);
+    return c;
+}
+
+/* A of the next product is C of the one before. */
+PK_DEVICE void tile_as_a(const Tile &c, uint32_t *a) {
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        a[i] = pk_bf16_pair(c.at[i / 2][i % 2 * 2], c.at[i / 2][i % 2 * 2 + 1]);
+}
+
+/* To a matrix, times a factor for rows g and g + 8. Neighbours exchange halves, so that a lane has
+ * four columns that follow each other, and the lanes of a row have all sixteen. */
+PK_DEVICE void store_tile(const Head &h, const Matrix &x, int row, int c0, const Tile &c,
+                          const float *factor) {
+    const bool odd = lane_quarter() & 1;
+    const int column = c0 + 8 * odd + lane_quarter() / 2 * 4;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const uint32_t left = pk_bf16_pair(factor[i] * c.at[0][2 * i],
+                                           factor[i] * c.at[0][2 * i + 1]);
+        const uint32_t right = pk_bf16_pair(factor[i] * c.at[1][2 * i],
+                                            factor[i] * c.at[1][2 * i + 1]);
+        const uint32_t other = __shfl_xor_sync(PK_WARP, odd ? left : right, 1);
+        const int r = row + lane_row() + 8 * i;
+        if (r < x.rows && column < h.dim)
+            *(uint2 *)(x.at + (r * h.width + column)) =
+                odd ? make_uint2(other, right) : make_uint2(left, other);
+    }
+}
+
+/* ---- forward ---- */
+
+/* Scores to weights of the values, in place; of rows g and g + 8 the logarithm of the sum of
+ * exponentials, and one over that sum. */
+PK_DEVICE void softmax_rows(const Head &h, const AttentionInput &in, const Drops &drops,
+                            Scores *s, float *lse, float *inverse) {
+    const float scale = LOG2_E * in.scale;
+    float most[2] = {-PK_INF, -PK_INF}, sum[2] = {0.0f, 0.0f};
+#pragma unroll
+    for (int t = 0; t < SHORT_TILES; t++) {
+        if (t * TILE >= h.len) break;
+#pragma unroll
+        for (int at = 0; at < 8; at++) {
+            const int u = at / 4, i = at % 4;
+            float *x = &s->tile[t].at[u][i];
+            *x = t * TILE + tile_column(u, i % 2) < h.len ? scale * *x : -PK_INF;
+            most[i / 2] = pk_max(most[i / 2], *x);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) most[i] = quad_max(most[i]);
+#pragma unroll
+    for (int t = 0; t < SHORT_TILES; t++) {
+        if (t * TILE >= h.len) break;
+#pragma unroll
+        for (int at = 0; at < 8; at++) {
+            const int u = at / 4, i = at % 4;
+            float *x = &s->tile[t].at[u][i];
+            const float e = exp2f(*x - most[i / 2]);
+            sum[i / 2] += e;
+            *x = is_dropped(drops, t, u, i) ? 0.0f : e * in.drop.scale;
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        sum[i] = quad_sum(sum[i]);
+        inverse[i] = 1.0f / sum[i];
+        lse[i] = most[i] / LOG2_E + pk_log(sum[i]);
+    }
+}
+
+/* The sums of 16 queries, weights times rows of v. */
+PK_DEVICE void store_context(const Head &h, const Scores &weights, work *v, int i0,
+                             const float *factor, const Matrix &context) {
+    Tile sums[SHORT_DIM / TILE] = {};
+#pragma unroll
+    for (int t = 0; t < SHORT_TILES; t++) {
+        uint32_t a[4], b[SHORT_DIM / TILE][2][2];
+        if (t * TILE >= h.len) break;
+#pragma unroll
+        for (int c = 0; c < SHORT_DIM / TILE; c++) load_b(b[c], v, t * TILE, c * TILE);
+        tile_as_a(weights.tile[t], a);
+#pragma unroll
+        for (int c = 0; c < SHORT_DIM / TILE; c++)
+#pragma unroll
+            for (int u = 0; u < 2; u++) mma_bf16(sums[c].at[u], a, b[c][u]);
+    }
+#pragma unroll
+    for (int c = 0; c < SHORT_DIM / TILE; c++)
+        store_tile(h, context, i0, c * TILE, sums[c], factor);
+}
+
+PK_DEVICE void attend_queries(const Head &h, const AttentionInput &in, int i0, const Drops &drops,
+                              const Matrix &context, float *lse) {
+    work *q = h.memory, *k = q + SHORT_SIZE, *v = k + SHORT_SIZE;
+    const QueryRows rows = load_queries(q, i0);
+    Scores s;
+#pragma unroll
+    for (int t = 0; t < SHORT_TILES; t++) {
+        if (t * TILE >= h.len) break;
+        s.tile[t] = multiply_rows(rows, k, t * TILE);
+    }
+    float row_lse[2], inverse[2];
+    softmax_rows(h, in, drops, &s, row_lse, inverse);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int r = i0 + lane_row() + 8 * i;
+        if (r < h.queries && lane_quarter() == 0)
+            lse[(int64_t)(h.query0 + r) * h.heads + h.head] = row_lse[i];
+    }
+    store_context(h, s, v, i0, inverse, context);
+}
+
+/* Whether the sequence is short; then its context and lse are there. */
+static __device__ bool attend_short(const Head &h, const AttentionInput &in, const Matrix &context,
+                                    float *lse) {
+    if (!is_short(h)) return false;
+    if (blockIdx.y > 0) return true;
+    const int i0 = (threadIdx.x >> 5) * TILE;
+    copy_matrix(h, in.q, h.memory);
+    copy_matrix(h, in.k, h.memory + SHORT_SIZE);
+    copy_matrix(h, in.v, h.memory + 2 * SHORT_SIZE);
+    Drops drops;
+    if (i0 < h.queries) drops = draw_drops(h, in.drop, i0);
+    wait_for_matrices();
+    if (i0 < h.queries) attend_queries(h, in, i0, drops, context, lse);
+    return true;
+}
+
+/* ---- backward ---- */
+
+typedef struct GradMatrices { /* in shared memory */
+    work *q, *k, *dcontext, *weight; /* P * keep */
+    work *v;                         /* and, once V is no longer needed, dS */
+} GradMatrices;
+
+PK_DEVICE GradMatrices grad_matrices(const Head &h) {
+    work *at = h.memory;
+    return {at, at + SHORT_SIZE, at + 2 * SHORT_SIZE, at + 3 * SHORT_SIZE, at + 4 * SHORT_SIZE};
+}
+
+PK_DEVICE void keep_tile(work *x, int row, int column, const Tile &c) {
+#pragma unroll
+    for (int u = 0; u < 2; u++)
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            *(uint32_t *)shared_at(x, row + lane_row() + 8 * i, column + tile_column(u, 0)) =
+                pk_bf16_pair(c.at[u][2 * i], c.at[u][2 * i + 1]);
+}
+
+/* What 16 queries have in registers: P and dP, shift = lse / log 2, infinite beyond the last. */
+typedef struct QueryGrad {
+    Drops drops;
+    float shift[2];
+    Scores p, dp;
+} QueryGrad;
+
+PK_DEVICE void start_queries(const Head &h, const AttentionGrad &g, int i0, QueryGrad *x) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int r = i0 + lane_row() + 8 * i;
+        x->shift[i] = r < h.queries ? LOG2_E * g.lse[r * h.heads] : PK_INF;
+    }
+    x->drops = draw_drops(h, g.in.drop, i0);
+}
+
+/* P, dP and, in shared memory, P * keep. */
+PK_DEVICE void compute_scores(const Head &h, const AttentionGrad &g, const GradMatrices &m, int i0,
+                              QueryGrad *x) {
+    const QueryRows q = load_queries(m.q, i0), dcontext = load_queries(m.dcontext, i0);
+    const float scale = LOG2_E * g.in.scale;
+#pragma unroll
+    for (int t = 0; t < SHORT_TILES; t++) {
+        if (t * TILE >= h.len) break;
+        Tile s = multiply_rows(q, m.k, t * TILE), dp = multiply_rows(dcontext, m.v, t * TILE);
+        Tile weight;
+#pragma unroll
+        for (int at = 0; at < 8; at++) {
+            const int u = at / 4, i = at % 4;
+            const bool real = t * TILE + tile_column(u, i % 2) < h.len;
+            const float keep = is_dropped(x->drops, t, u, i) ? 0.0f : g.in.drop.scale;
+            const float p = real ? exp2f(fmaf(scale, s.at[u][i], -x->shift[i / 2])) : 0.0f;
+            x->p.tile[t].at[u][i] = p;
+            x->dp.tile[t].at[u][i] = keep * dp.at[u][i];
+            weight.at[u][i] = p * keep;
+        }
+        keep_tile(m.weight, i0, t * TILE, weight);
+    }
+}
+
+/* dS, in shared memory. */
+PK_DEVICE void differentiate_softmax(const Head &h, float scale, work *ds, int i0,
+                                     const QueryGrad &x) {
+    float delta[2] = {0.0f, 0.0f};
+#pragma unroll
+    for (int t = 0; t < SHORT_TILES; t++) {
+        if (t * TILE >= h.len) break;
+#pragma unroll
+        for (int at = 0; at < 8; at++) {
+            const int u = at / 4, i = at % 4;
+            delta[i / 2] += x.p.tile[t].at[u][i] * x.dp.tile[t].at[u][i];
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) delta[i] = quad_sum(delta[i]);
+#pragma unroll
+    for (int t = 0; t < SHORT_TILES; t++) {
+        Tile c;
+        if (t * TILE >= h.len) break;
+#pragma unroll
+        for (int at = 0; at < 8; at++) {
+            const int u = at / 4, i = at % 4;
+            c.at[u][i] =
+                scale * x.p.tile[t].at[u][i] * (x.dp.tile[t].at[u][i] - delta[i / 2]);
+        }
+        keep_tile(ds, i0, t * TILE, c);
+    }
+}
+
+/* 16 columns of a gradient: weights, or transposed ones, times the `terms` rows of x. */
+template <bool transposed>
+PK_DEVICE void store_gradient(const Head &h, work *weight, work *x, int terms, const Matrix &to) {
+    const int c0 = (threadIdx.x >> 5) * TILE;
+    const float factor[2] = {1.0f, 1.0f};
+    Tile sums[SHORT_TILES] = {};
+    if (c0 >= h.dim) return;
+#pragma unroll 1
+    for (int j = 0; j < terms; j += TILE) {
+        uint32_t a[SHORT_TILES][4], b[2][2];
+        load_b(b, x, j, c0);
+#pragma unroll
+        for (int i = 0; i < SHORT_TILES; i++) {
+            if (i * TILE >= to.rows) break;
+            if (transposed)
+                load_a_transposed(a[i], weight, j, i * TILE);
+            else
+                load_a(a[i], weight, i * TILE, j);
+        }
+#pragma unroll
+        for (int i = 0; i < SHORT_TILES; i++) {
+            if (i * TILE >= to.rows) break;
+#pragma unroll
+            for (int u = 0; u < 2; u++) mma_bf16(sums[i].at[u], a[i], b[u]);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < SHORT_TILES; i++) {
+        if (i * TILE >= to.rows) break;
+        store_tile(h, to, i * TILE, c0, sums[i], factor);
+    }
+}
+
+/* Whether the sequence is short; then its gradients are there. */
+static __device__ bool grad_short(const Head &h, const AttentionGrad &g, const Gradients &out) {
+    if (!is_short(h)) return false;
+    if (blockIdx.y > 0) return true;
+    const GradMatrices m = grad_matrices(h);
+    const int i0 = (threadIdx.x >> 5) * TILE;
+    QueryGrad x;
+    copy_matrix(h, g.in.q, m.q);
+    copy_matrix(h, g.in.k, m.k);
+    copy_matrix(h, g.dcontext, m.dcontext);
+    copy_matrix(h, g.in.v, m.v);
+    if (i0 < h.queries) start_queries(h, g, i0, &x);
+    wait_for_matrices();
+    if (i0 < h.queries) compute_scores(h, g, m, i0, &x);
+    __syncthreads(); /* V is read */
+    if (i0 < h.queries) differentiate_softmax(h, g.in.scale, m.v, i0, x);
+    __syncthreads(); /* all weights are written */
+    if (out.dq) store_gradient<false>(h, m.v, m.k, h.len, of_queries(h, out.dq));
+    if (out.dk) store_gradient<true>(h, m.v, m.q, h.queries, of_keys(h, out.dk));
+    if (out.dv) store_gradient<true>(h, m.weight, m.dcontext, h.queries, of_keys(h, out.dv));
+    return true;
+}
+#else
+enum { ATTEND_MEMORY = LONG_MEMORY, GRAD_MEMORY = LONG_MEMORY };
+
+/* Products of floats take three times as many registers: no sequence is short. */
+PK_DEVICE bool attend_short(const Head &, const AttentionInput &, const Matrix &, float *) {
+    return false;
+}
+PK_DEVICE bool grad_short(const Head &, const AttentionGrad &, const Gradients &) {
+    return false;
+}
+#endif
+
+#endif
