@@ -4,25 +4,18 @@
  * nothing, and the dropout numbers are drawn while they are on their way.
  *
  * Which sixteen summands a product adds, and in what order the columns of C stand, is free as long
- * as both sides agree: they are chosen such that every lane loads and stores whole vectors, and such
- * that a lane's part of C is its part of an A, with no exchange between. */
+ * as both sides agree: they are chosen such that every lane loads and stores whole vectors, and
+ * such that a lane's part of C is its part of an A, with no exchange between. */
 #if PEFT_HAS_PART(0) || PEFT_HAS_PART(1)
 
 enum {
-    ATTENTION_PARTS = 2,                             /* of gradients, for different blocks (y) */
-    CHUNK = 64,                                      /* columns of a result at a time */
-    SPAN = 128 / sizeof(work),                       /* columns of a sum over columns at a time */
-    WORDS = sizeof(work),                            /* registers of 32 bits for four elements */
-    COPIES = ATTENTION_WARPS * TILE * CHUNK,         /* elements, of 16 rows for each warp */
-    DELTAS = ATTENTION_LENGTH * 4 / sizeof(work),    /* elements in whose place delta is */
+    CHUNK = 64,                                   /* columns of a result at a time */
+    SPAN = 128 / sizeof(work),                    /* columns of a sum over columns at a time */
+    WORDS = sizeof(work),                         /* registers of 32 bits for four elements */
+    COPIES = ATTENTION_WARPS * TILE * CHUNK,      /* elements, of 16 rows for each warp */
+    DELTAS = ATTENTION_LENGTH * 4 / sizeof(work), /* elements in whose place delta is */
     LONG_MEMORY = COPIES + DELTAS
 };
-
-/* The parts of long sequences come first: they take the longest, and blocks whose sequence has no
- * such part are gone soon. */
-PK_DEVICE int first_part() {
-    return (int)(gridDim.y - 1 - blockIdx.y);
-}
 
 /* By value: the choice between places would keep both in memory. */
 PK_DEVICE Matrix choose(bool first, Matrix a, Matrix b) {
@@ -201,7 +194,6 @@ PK_DEVICE void multiply(float *c, const uint32_t *row, const uint32_t *row8, con
 }
 #endif
 
-
 PK_DEVICE void add_row_products(Tile *c, const Rows &a, const Rows &b) {
 #pragma unroll
     for (int step = 0; step < SPAN / 16 * WORDS; step += WORDS)
@@ -297,9 +289,8 @@ typedef struct Softmax {
 
 /* Scores of n more keys to weights of their values; what was summed before is scaled to the new
  * largest score. */
-PK_DEVICE void softmax_step(Softmax *m, Tile *s, const uint32_t *drops, int n,
-                            const AttentionInput &in, Sums *sums) {
-    const float scale = LOG2_E * in.scale;
+PK_DEVICE void softmax_step(Softmax *m, Tile *s, const uint32_t *drops, int n, float scale,
+                            float drop_scale, Sums *sums) {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         float most = m->most[i], sum = 0.0f;
@@ -315,7 +306,7 @@ PK_DEVICE void softmax_step(Softmax *m, Tile *s, const uint32_t *drops, int n,
             float *x = &s->at[at / 2][2 * i + at % 2];
             const float e = exp2f(*x - most);
             sum += e;
-            *x = drops[i] >> tile_column(at / 2, at % 2) & 1 ? 0.0f : e * in.drop.scale;
+            *x = drops[i] >> tile_column(at / 2, at % 2) & 1 ? 0.0f : e * drop_scale;
         }
         const float before = exp2f(m->most[i] - most);
         m->sum[i] = m->sum[i] * before + sum;
@@ -329,8 +320,8 @@ PK_DEVICE void softmax_step(Softmax *m, Tile *s, const uint32_t *drops, int n,
 }
 
 /* context and lse of the queries from i0 on, a chunk of columns at a time. */
-PK_DEVICE void attend(const Head &h, const AttentionInput &in, int i0, const Matrix &context,
-                      float *lse) {
+PK_DEVICE void attend(const Head &h, const AttentionInput &in, const PhiloxRow &drop, int i0,
+                      const Matrix &context, float *lse) {
     const Rows q = load_rows(h, in.q, i0, 0);
 #pragma unroll 1
     for (int c0 = 0; c0 < h.dim; c0 += CHUNK) {
@@ -341,10 +332,10 @@ PK_DEVICE void attend(const Head &h, const AttentionInput &in, int i0, const Mat
         for (int t = 0; t < h.len; t += TILE) {
             const Columns v = load_columns(h, in.v, t, c0);
             uint32_t drops[4];
-            slot_drops(h, in.drop, {i0, t, true}, drops);
+            slot_drops(h, drop, {i0, t, true}, drops);
             Tile s = row_products(h, in.q, i0, q, in.k, t, k);
             k = load_rows(h, in.k, t + TILE, 0);
-            softmax_step(&m, &s, drops, h.len - t, in, &sums);
+            softmax_step(&m, &s, drops, h.len - t, LOG2_E * in.scale, drop.scale, &sums);
             add_columns(&sums, s, v);
         }
         float inverse[2];
@@ -360,12 +351,13 @@ PK_DEVICE void attend(const Head &h, const AttentionInput &in, int i0, const Mat
     }
 }
 
-static __device__ void attend_long(const Head &h, const AttentionInput &in, const Matrix &context,
-                                   float *lse) {
-    const int first = first_part() * ATTENTION_WARPS + (threadIdx.x >> 5);
+/* A call, with copies: what this way needs of registers is not to be the other way's loss. */
+static __device__ __attribute__((noinline)) void attend_long(const Head h, const AttentionInput in,
+                                                             const Matrix context, float *lse) {
+    const PhiloxRow drop = dropout_of(in.key);
 #pragma unroll 1
-    for (int i = first; i * TILE < h.queries; i += gridDim.y * ATTENTION_WARPS)
-        attend(h, in, i * TILE, context, lse);
+    for (int i = threadIdx.x >> 5; i * TILE < h.queries; i += ATTENTION_WARPS)
+        attend(h, in, drop, i * TILE, context, lse);
 }
 
 /* ---- backward: probabilities are computed again from lse ---- */
@@ -411,7 +403,8 @@ PK_DEVICE void add_operands(Pairs *x, const Operands &y, bool dp) {
 
 /* The weights of a result's sums: dS of dQ and dK, P * keep of dV, P * dP of delta. */
 template <Wanted wanted>
-PK_DEVICE Tile pair_weights(const Head &h, const AttentionGrad &g, const Place &at) {
+PK_DEVICE Tile pair_weights(const Head &h, const AttentionGrad &g, const PhiloxRow &drop,
+                            const Place &at) {
     const Factors factors = pair_factors(g, at);
     const Operands first = load_operands(h, factors, 0);
     uint32_t drops[4];
@@ -422,7 +415,7 @@ PK_DEVICE Tile pair_weights(const Head &h, const AttentionGrad &g, const Place &
         const int i = at.query + slot_row(at, slot);
         shift[slot] = i < h.queries ? LOG2_E * g.lse[i * h.heads] : PK_INF;
     }
-    slot_drops(h, g.in.drop, at, drops);
+    slot_drops(h, drop, at, drops);
     Pairs x = {{{{0.0f}}}, {{{0.0f}}}};
     add_operands(&x, first, wanted != DV);
 #pragma unroll 1
@@ -442,7 +435,7 @@ PK_DEVICE Tile pair_weights(const Head &h, const AttentionGrad &g, const Place &
             const int key = key_bit(at, u, i);
             const float s = fmaf(scale, x.s.at[u][i], -of_slot(at, shift, u, i));
             const float p = at.key + key < h.len ? exp2f(s) : 0.0f;
-            const float keep = of_slot(at, drops, u, i) >> key & 1 ? 0.0f : g.in.drop.scale;
+            const float keep = of_slot(at, drops, u, i) >> key & 1 ? 0.0f : drop.scale;
             const float dp = keep * x.dp.at[u][i];
             weights.at[u][i] = wanted == DV      ? p * keep
                                : wanted == DELTA ? p * dp
@@ -470,8 +463,8 @@ PK_DEVICE void store_deltas(const Head &h, int i0, const Sums &sums) {
 
 /* Rows i .. of delta, or of a matrix, a chunk of columns at a time. */
 template <Wanted wanted>
-static __device__ void grad_rows(const Head &h, const AttentionGrad &g, int i,
-                                 const Gradients &out) {
+static __device__ void grad_rows(const Head &h, const AttentionGrad &g, const PhiloxRow &drop,
+                                 int i, const Gradients &out) {
     const bool by_query = wanted == DELTA || wanted == DQ;
     const Matrix terms = choose(wanted == DQ, g.in.k, choose(wanted == DK, g.in.q, g.dcontext));
     const float factor[2] = {1.0f, 1.0f};
@@ -481,7 +474,7 @@ static __device__ void grad_rows(const Head &h, const AttentionGrad &g, int i,
 #pragma unroll 1
         for (int j = 0; j < (by_query ? h.len : h.queries); j += TILE) {
             const Place at = {by_query ? i : j, by_query ? j : i, by_query};
-            const Tile weights = pair_weights<wanted>(h, g, at);
+            const Tile weights = pair_weights<wanted>(h, g, drop, at);
             if (wanted == DELTA)
                 add_tile(&sums, weights);
             else
@@ -499,47 +492,34 @@ typedef struct GradTask {
     int tile; /* -1: none */
 } GradTask;
 
-/* The n-th task of a phase. First come delta of all queries, by every block that needs it, and this
- * part's dV; then its dQ and dK. */
-static __device__ GradTask grad_task(const Head &h, const Gradients &out, int part, int phase,
-                                     int n) {
+/* The n-th task of a phase. First come delta, where it is needed, and dV; then dQ and dK. */
+static __device__ GradTask grad_task(const Head &h, const Gradients &out, int phase, int n) {
     const int queries = (h.queries + TILE - 1) / TILE, keys = (h.len + TILE - 1) / TILE;
-    const int dq = out.dq ? queries : 0, dk = out.dk ? keys : 0, dv = out.dv ? keys : 0;
-    if (phase == 0) {
-        const int deltas = part * ATTENTION_WARPS < dq + dk ? queries : 0;
-        if (n < deltas) return {DELTA, n};
-        const int tile = part + ATTENTION_PARTS * (n - deltas);
-        return {DV, tile < dv ? tile : -1};
-    }
-    const int at =
-        (n / ATTENTION_WARPS * ATTENTION_PARTS + part) * ATTENTION_WARPS + n % ATTENTION_WARPS;
-    if (at < dq) return {DQ, at};
-    return {DK, at - dq < dk ? at - dq : -1};
+    const int first = phase ? (out.dq ? queries : 0) : (out.dq || out.dk ? queries : 0);
+    const int second = (phase ? out.dk : out.dv) ? keys : 0;
+    if (n < first) return {phase ? DQ : DELTA, n};
+    return {phase ? DK : DV, n - first < second ? n - first : -1};
 }
 
-PK_DEVICE void grad_part(const Head &h, const AttentionGrad &g, const Gradients &out, int part) {
+static __device__ __attribute__((noinline)) void grad_long(const Head h, const AttentionGrad g,
+                                                           const Gradients out) {
+    const PhiloxRow drop = dropout_of(g.in.key);
 #pragma unroll 1
     for (int phase = 0; phase < 2; phase++) {
-        __syncthreads(); /* one phase writes delta, the next one reads it */
 #pragma unroll 1
         for (int n = threadIdx.x >> 5;; n += ATTENTION_WARPS) {
-            const GradTask task = grad_task(h, out, part, phase, n);
+            const GradTask task = grad_task(h, out, phase, n);
             if (task.tile < 0) break;
             const int i = task.tile * TILE;
             switch (task.wanted) {
-            case DELTA: grad_rows<DELTA>(h, g, i, out); break;
-            case DQ: grad_rows<DQ>(h, g, i, out); break;
-            case DK: grad_rows<DK>(h, g, i, out); break;
-            case DV: grad_rows<DV>(h, g, i, out); break;
+            case DELTA: grad_rows<DELTA>(h, g, drop, i, out); break;
+            case DQ: grad_rows<DQ>(h, g, drop, i, out); break;
+            case DK: grad_rows<DK>(h, g, drop, i, out); break;
+            case DV: grad_rows<DV>(h, g, drop, i, out); break;
             }
         }
+        __syncthreads(); /* one phase writes delta, the next one reads it */
     }
-}
-
-static __device__ void grad_long(const Head &h, const AttentionGrad &g, const Gradients &out) {
-#pragma unroll 1
-    for (int part = first_part(); part < ATTENTION_PARTS && part * TILE < h.len; part += gridDim.y)
-        grad_part(h, g, out, part);
 }
 
 #endif

@@ -12,6 +12,7 @@ enum {
     SHORT_LENGTH = ATTENTION_WARPS * TILE,
     SHORT_DIM = ATTENTION_WARPS * TILE,
     SHORT_TILES = SHORT_LENGTH / TILE,
+    SHORT_STEP = 2 * TILE,                /* keys at a time, with no branch between */
     SHORT_SIZE = SHORT_LENGTH * SHORT_DIM /* of a matrix in shared memory */
 };
 
@@ -28,7 +29,7 @@ PK_DEVICE bool is_short(const Head &h) {
  * follow each other are in different banks. */
 
 PK_DEVICE work *shared_at(work *x, int row, int column) {
-    return x + (row * SHORT_DIM + (column ^ row % 8 * VECTOR));
+    return x + (row * SHORT_DIM + (column ^ (row & 7) * VECTOR));
 }
 
 #ifdef __CUDACC_RTC__
@@ -61,16 +62,21 @@ PK_DEVICE void load_transposed(uint32_t *word, const work *row) {
 }
 #endif
 
-/* The rows of a matrix, made up to whole tiles. */
-PK_DEVICE void copy_matrix(const Head &h, const Matrix &x, work *to) {
+/* The rows of n matrices, each made up to the keys' whole steps, to one place after the other. */
+PK_DEVICE void copy_matrices(const Head &h, const Matrix *x, int n) {
+    const int row0 = threadIdx.x / (SHORT_DIM / VECTOR);
     const int column = threadIdx.x % (SHORT_DIM / VECTOR) * VECTOR;
+    work *to = shared_at(h.memory, row0, column);
 #pragma unroll
     for (int i = 0; i < SHORT_TILES; i++) {
-        const int row = i * TILE + threadIdx.x / (SHORT_DIM / VECTOR);
-        const bool real = row < x.rows && column < h.dim;
-        if (i * TILE >= x.rows) break;
-        copy_vector(shared_at(to, row, column), real ? x.at + (row * h.width + column) : x.at,
-                    real);
+        const int row = i * TILE + row0;
+        if (i % (SHORT_STEP / TILE) == 0 && i * TILE >= h.len) break;
+#pragma unroll
+        for (int k = 0; k < n; k++) {
+            const bool real = row < x[k].rows && column < h.dim;
+            copy_vector(to + (k * SHORT_SIZE + i * TILE * SHORT_DIM),
+                        x[k].at + (real ? row * h.width + column : 0), real);
+        }
     }
 }
 
@@ -113,7 +119,8 @@ typedef struct Scores {
     Tile tile[SHORT_TILES];
 } Scores;
 
-/* Bit j of [tile][i]: whether the tile's key j is dropped for query g + 8 i. */
+/* For keys t * TILE + 8 u + 2 t' + e of a lane t', bit 8 u + e of [t][i]: whether it is dropped for
+ * query g + 8 i. */
 typedef struct Drops {
     uint32_t bits[SHORT_TILES][2];
 } Drops;
@@ -122,16 +129,19 @@ PK_DEVICE Drops draw_drops(const Head &h, const PhiloxRow &drop, int i0) {
     Drops drops;
 #pragma unroll
     for (int t = 0; t < SHORT_TILES; t++) {
-        if (t * TILE >= h.len) break;
+        if (t % (SHORT_STEP / TILE) == 0 && t * TILE >= h.len) break;
         const uint32_t mine = dropped_keys(h, drop, i0, t * TILE);
 #pragma unroll
         for (int i = 0; i < 2; i++)
-            drops.bits[t][i] = __shfl_sync(PK_WARP, mine, lane_row() + 8 * i);
+            drops.bits[t][i] = __shfl_sync(PK_WARP, mine, lane_row() + 8 * i) >> 2 * lane_quarter();
     }
     return drops;
 }
 PK_DEVICE bool is_dropped(const Drops &drops, int t, int u, int i) {
-    return drops.bits[t][i / 2] >> tile_column(u, i % 2) & 1;
+    return drops.bits[t][i / 2] & 1u << (8 * u + i % 2);
+}
+PK_DEVICE bool is_key(const Head &h, int t, int u, int i) {
+    return t * TILE + 8 * u + i % 2 < h.len - 2 * lane_quarter();
 }
 
 /* The queries' rows of a matrix, as A. */
@@ -171,13 +181,13 @@ PK_DEVICE void tile_as_a(const Tile &c, uint32_t *a) {
 PK_DEVICE void store_tile(const Head &h, const Matrix &x, int row, int c0, const Tile &c,
                           const float *factor) {
     const bool odd = lane_quarter() & 1;
-    const int column = c0 + 8 * odd + lane_quarter() / 2 * 4;
+    const int column = c0 + 8 * odd + (lane_quarter() & 2) * 2;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        const uint32_t left = pk_bf16_pair(factor[i] * c.at[0][2 * i],
-                                           factor[i] * c.at[0][2 * i + 1]);
-        const uint32_t right = pk_bf16_pair(factor[i] * c.at[1][2 * i],
-                                            factor[i] * c.at[1][2 * i + 1]);
+        const uint32_t left =
+            pk_bf16_pair(factor[i] * c.at[0][2 * i], factor[i] * c.at[0][2 * i + 1]);
+        const uint32_t right =
+            pk_bf16_pair(factor[i] * c.at[1][2 * i], factor[i] * c.at[1][2 * i + 1]);
         const uint32_t other = __shfl_xor_sync(PK_WARP, odd ? left : right, 1);
         const int r = row + lane_row() + 8 * i;
         if (r < x.rows && column < h.dim)
@@ -188,43 +198,43 @@ PK_DEVICE void store_tile(const Head &h, const Matrix &x, int row, int c0, const
 
 /* ---- forward ---- */
 
-/* Scores to weights of the values, in place; of rows g and g + 8 the logarithm of the sum of
- * exponentials, and one over that sum. */
-PK_DEVICE void softmax_rows(const Head &h, const AttentionInput &in, const Drops &drops,
-                            Scores *s, float *lse, float *inverse) {
-    const float scale = LOG2_E * in.scale;
-    float most[2] = {-PK_INF, -PK_INF}, sum[2] = {0.0f, 0.0f};
+/* The largest of the scaled scores, over all lanes of rows g and g + 8; beyond the keys they become
+ * -infinity. */
+PK_DEVICE void scale_scores(const Head &h, float scale, Scores *s, float *most) {
+    most[0] = most[1] = -PK_INF;
 #pragma unroll
     for (int t = 0; t < SHORT_TILES; t++) {
-        if (t * TILE >= h.len) break;
+        if (t % (SHORT_STEP / TILE) == 0 && t * TILE >= h.len) break;
 #pragma unroll
         for (int at = 0; at < 8; at++) {
             const int u = at / 4, i = at % 4;
             float *x = &s->tile[t].at[u][i];
-            *x = t * TILE + tile_column(u, i % 2) < h.len ? scale * *x : -PK_INF;
+            *x = is_key(h, t, u, i) ? scale * *x : -PK_INF;
             most[i / 2] = pk_max(most[i / 2], *x);
         }
     }
 #pragma unroll
     for (int i = 0; i < 2; i++) most[i] = quad_max(most[i]);
+}
+
+/* Scaled scores to weights of the values; the sums of exponentials over all lanes of the rows. */
+PK_DEVICE void weigh_values(const Head &h, const PhiloxRow &drop, const Drops &drops,
+                            const float *most, Scores *s, float *sum) {
+    sum[0] = sum[1] = 0.0f;
 #pragma unroll
     for (int t = 0; t < SHORT_TILES; t++) {
-        if (t * TILE >= h.len) break;
+        if (t % (SHORT_STEP / TILE) == 0 && t * TILE >= h.len) break;
 #pragma unroll
         for (int at = 0; at < 8; at++) {
             const int u = at / 4, i = at % 4;
             float *x = &s->tile[t].at[u][i];
             const float e = exp2f(*x - most[i / 2]);
             sum[i / 2] += e;
-            *x = is_dropped(drops, t, u, i) ? 0.0f : e * in.drop.scale;
+            *x = is_dropped(drops, t, u, i) ? 0.0f : e * drop.scale;
         }
     }
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-        sum[i] = quad_sum(sum[i]);
-        inverse[i] = 1.0f / sum[i];
-        lse[i] = most[i] / LOG2_E + pk_log(sum[i]);
-    }
+    for (int i = 0; i < 2; i++) sum[i] = quad_sum(sum[i]);
 }
 
 /* The sums of 16 queries, weights times rows of v. */
@@ -234,7 +244,7 @@ PK_DEVICE void store_context(const Head &h, const Scores &weights, work *v, int 
 #pragma unroll
     for (int t = 0; t < SHORT_TILES; t++) {
         uint32_t a[4], b[SHORT_DIM / TILE][2][2];
-        if (t * TILE >= h.len) break;
+        if (t % (SHORT_STEP / TILE) == 0 && t * TILE >= h.len) break;
 #pragma unroll
         for (int c = 0; c < SHORT_DIM / TILE; c++) load_b(b[c], v, t * TILE, c * TILE);
         tile_as_a(weights.tile[t], a);
@@ -248,48 +258,49 @@ PK_DEVICE void store_context(const Head &h, const Scores &weights, work *v, int 
         store_tile(h, context, i0, c * TILE, sums[c], factor);
 }
 
-PK_DEVICE void attend_queries(const Head &h, const AttentionInput &in, int i0, const Drops &drops,
-                              const Matrix &context, float *lse) {
+PK_DEVICE void attend_queries(const Head &h, float scale, const PhiloxRow &drop, const Drops &drops,
+                              int i0, const Matrix &context, float *lse) {
     work *q = h.memory, *k = q + SHORT_SIZE, *v = k + SHORT_SIZE;
     const QueryRows rows = load_queries(q, i0);
     Scores s;
 #pragma unroll
     for (int t = 0; t < SHORT_TILES; t++) {
-        if (t * TILE >= h.len) break;
+        if (t % (SHORT_STEP / TILE) == 0 && t * TILE >= h.len) break;
         s.tile[t] = multiply_rows(rows, k, t * TILE);
     }
-    float row_lse[2], inverse[2];
-    softmax_rows(h, in, drops, &s, row_lse, inverse);
+    float most[2], sum[2], inverse[2];
+    scale_scores(h, LOG2_E * scale, &s, most);
+    weigh_values(h, drop, drops, most, &s, sum);
+#pragma unroll
+    for (int i = 0; i < 2; i++) inverse[i] = 1.0f / sum[i];
+    store_context(h, s, v, i0, inverse, context);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const int r = i0 + lane_row() + 8 * i;
         if (r < h.queries && lane_quarter() == 0)
-            lse[(int64_t)(h.query0 + r) * h.heads + h.head] = row_lse[i];
+            lse[(int64_t)(h.query0 + r) * h.heads + h.head] = most[i] / LOG2_E + pk_log(sum[i]);
     }
-    store_context(h, s, v, i0, inverse, context);
 }
 
 /* Whether the sequence is short; then its context and lse are there. */
-static __device__ bool attend_short(const Head &h, const AttentionInput &in, const Matrix &context,
-                                    float *lse) {
+PK_DEVICE bool attend_short(const Head &h, const AttentionInput &in, const Matrix &context,
+                            float *lse) {
     if (!is_short(h)) return false;
-    if (blockIdx.y > 0) return true;
+    const Matrix matrix[] = {in.q, in.k, in.v};
     const int i0 = (threadIdx.x >> 5) * TILE;
-    copy_matrix(h, in.q, h.memory);
-    copy_matrix(h, in.k, h.memory + SHORT_SIZE);
-    copy_matrix(h, in.v, h.memory + 2 * SHORT_SIZE);
+    copy_matrices(h, matrix, 3);
+    const PhiloxRow drop = dropout_of(in.key);
     Drops drops;
-    if (i0 < h.queries) drops = draw_drops(h, in.drop, i0);
+    if (i0 < h.queries) drops = draw_drops(h, drop, i0);
     wait_for_matrices();
-    if (i0 < h.queries) attend_queries(h, in, i0, drops, context, lse);
+    if (i0 < h.queries) attend_queries(h, in.scale, drop, drops, i0, context, lse);
     return true;
 }
 
 /* ---- backward ---- */
 
-typedef struct GradMatrices { /* in shared memory */
-    work *q, *k, *dcontext, *weight; /* P * keep */
-    work *v;                         /* and, once V is no longer needed, dS */
+typedef struct GradMatrices {            /* in shared memory */
+    work *q, *k, *dcontext, *v, *weight; /* P * keep; dS takes V's place */
 } GradMatrices;
 
 PK_DEVICE GradMatrices grad_matrices(const Head &h) {
@@ -306,128 +317,136 @@ PK_DEVICE void keep_tile(work *x, int row, int column, const Tile &c) {
                 pk_bf16_pair(c.at[u][2 * i], c.at[u][2 * i + 1]);
 }
 
-/* What 16 queries have in registers: P and dP, shift = lse / log 2, infinite beyond the last. */
+/* What 16 queries have in registers: P, dP, the lane's part of delta. */
 typedef struct QueryGrad {
-    Drops drops;
-    float shift[2];
     Scores p, dp;
+    float delta[2];
 } QueryGrad;
 
-PK_DEVICE void start_queries(const Head &h, const AttentionGrad &g, int i0, QueryGrad *x) {
+/* A tile of P and dP, from S and dP without keep; and of P * keep, in shared memory. shift: lse /
+ * log 2, infinite beyond the last query. */
+PK_DEVICE void finish_tile(const Head &h, float scale, float drop_scale, const float *shift,
+                           const Drops &drops, int t, work *weight, int i0, QueryGrad *x) {
+    float(*p)[4] = x->p.tile[t].at, (*dp)[4] = x->dp.tile[t].at;
+    Tile kept;
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-        const int r = i0 + lane_row() + 8 * i;
-        x->shift[i] = r < h.queries ? LOG2_E * g.lse[r * h.heads] : PK_INF;
+    for (int at = 0; at < 8; at++) {
+        const int u = at / 4, i = at % 4;
+        const float e = exp2f(fmaf(scale, p[u][i], -shift[i / 2]));
+        const float keep = is_dropped(drops, t, u, i) ? 0.0f : drop_scale;
+        p[u][i] = is_key(h, t, u, i) ? e : 0.0f;
+        dp[u][i] *= keep;
+        kept.at[u][i] = p[u][i] * keep;
+        x->delta[i / 2] += p[u][i] * dp[u][i];
     }
-    x->drops = draw_drops(h, g.in.drop, i0);
+    keep_tile(weight, i0, t * TILE, kept);
 }
 
-/* P, dP and, in shared memory, P * keep. */
-PK_DEVICE void compute_scores(const Head &h, const AttentionGrad &g, const GradMatrices &m, int i0,
-                              QueryGrad *x) {
+PK_DEVICE void compute_scores(const Head &h, float scale, float drop_scale, const float *shift,
+                              const Drops &drops, const GradMatrices &m, int i0, QueryGrad *x) {
     const QueryRows q = load_queries(m.q, i0), dcontext = load_queries(m.dcontext, i0);
-    const float scale = LOG2_E * g.in.scale;
+    x->delta[0] = x->delta[1] = 0.0f;
 #pragma unroll
-    for (int t = 0; t < SHORT_TILES; t++) {
-        if (t * TILE >= h.len) break;
-        Tile s = multiply_rows(q, m.k, t * TILE), dp = multiply_rows(dcontext, m.v, t * TILE);
-        Tile weight;
+    for (int t0 = 0; t0 < SHORT_TILES; t0 += SHORT_STEP / TILE) {
+        if (t0 * TILE >= h.len) break;
 #pragma unroll
-        for (int at = 0; at < 8; at++) {
-            const int u = at / 4, i = at % 4;
-            const bool real = t * TILE + tile_column(u, i % 2) < h.len;
-            const float keep = is_dropped(x->drops, t, u, i) ? 0.0f : g.in.drop.scale;
-            const float p = real ? exp2f(fmaf(scale, s.at[u][i], -x->shift[i / 2])) : 0.0f;
-            x->p.tile[t].at[u][i] = p;
-            x->dp.tile[t].at[u][i] = keep * dp.at[u][i];
-            weight.at[u][i] = p * keep;
+        for (int t = t0; t < t0 + SHORT_STEP / TILE; t++) {
+            x->p.tile[t] = multiply_rows(q, m.k, t * TILE);
+            x->dp.tile[t] = multiply_rows(dcontext, m.v, t * TILE);
         }
-        keep_tile(m.weight, i0, t * TILE, weight);
+#pragma unroll
+        for (int t = t0; t < t0 + SHORT_STEP / TILE; t++)
+            finish_tile(h, LOG2_E * scale, drop_scale, shift, drops, t, m.weight, i0, x);
     }
 }
 
 /* dS, in shared memory. */
 PK_DEVICE void differentiate_softmax(const Head &h, float scale, work *ds, int i0,
                                      const QueryGrad &x) {
-    float delta[2] = {0.0f, 0.0f};
-#pragma unroll
-    for (int t = 0; t < SHORT_TILES; t++) {
-        if (t * TILE >= h.len) break;
-#pragma unroll
-        for (int at = 0; at < 8; at++) {
-            const int u = at / 4, i = at % 4;
-            delta[i / 2] += x.p.tile[t].at[u][i] * x.dp.tile[t].at[u][i];
-        }
-    }
-#pragma unroll
-    for (int i = 0; i < 2; i++) delta[i] = quad_sum(delta[i]);
+    const float delta[2] = {quad_sum(x.delta[0]), quad_sum(x.delta[1])};
 #pragma unroll
     for (int t = 0; t < SHORT_TILES; t++) {
         Tile c;
-        if (t * TILE >= h.len) break;
+        if (t % (SHORT_STEP / TILE) == 0 && t * TILE >= h.len) break;
 #pragma unroll
         for (int at = 0; at < 8; at++) {
             const int u = at / 4, i = at % 4;
-            c.at[u][i] =
-                scale * x.p.tile[t].at[u][i] * (x.dp.tile[t].at[u][i] - delta[i / 2]);
+            c.at[u][i] = scale * x.p.tile[t].at[u][i] * (x.dp.tile[t].at[u][i] - delta[i / 2]);
         }
         keep_tile(ds, i0, t * TILE, c);
     }
 }
 
-/* 16 columns of a gradient: weights, or transposed ones, times the `terms` rows of x. */
+/* A warp's 16 columns of a gradient. */
+typedef struct GradSums {
+    Tile tile[SHORT_TILES];
+} GradSums;
+
+/* += weights, or transposed ones, times rows j .. of x; for all tiles, since that takes no longer
+ * than to ask which ones there are. */
 template <bool transposed>
-PK_DEVICE void store_gradient(const Head &h, work *weight, work *x, int terms, const Matrix &to) {
-    const int c0 = (threadIdx.x >> 5) * TILE;
+PK_DEVICE void add_rows(GradSums *sums, work *weight, work *x, int j, int c0) {
+    uint32_t a[SHORT_TILES][4], b[2][2];
+    load_b(b, x, j, c0);
+#pragma unroll
+    for (int i = 0; i < SHORT_TILES; i++)
+        if (transposed)
+            load_a_transposed(a[i], weight, j, i * TILE);
+        else
+            load_a(a[i], weight, i * TILE, j);
+#pragma unroll
+    for (int i = 0; i < SHORT_TILES; i++)
+#pragma unroll
+        for (int u = 0; u < 2; u++) mma_bf16(sums->tile[i].at[u], a[i], b[u]);
+}
+
+PK_DEVICE void store_gradient(const Head &h, const GradSums &sums, const Matrix &to, int c0) {
     const float factor[2] = {1.0f, 1.0f};
-    Tile sums[SHORT_TILES] = {};
-    if (c0 >= h.dim) return;
-#pragma unroll 1
-    for (int j = 0; j < terms; j += TILE) {
-        uint32_t a[SHORT_TILES][4], b[2][2];
-        load_b(b, x, j, c0);
-#pragma unroll
-        for (int i = 0; i < SHORT_TILES; i++) {
-            if (i * TILE >= to.rows) break;
-            if (transposed)
-                load_a_transposed(a[i], weight, j, i * TILE);
-            else
-                load_a(a[i], weight, i * TILE, j);
-        }
-#pragma unroll
-        for (int i = 0; i < SHORT_TILES; i++) {
-            if (i * TILE >= to.rows) break;
-#pragma unroll
-            for (int u = 0; u < 2; u++) mma_bf16(sums[i].at[u], a[i], b[u]);
-        }
-    }
 #pragma unroll
     for (int i = 0; i < SHORT_TILES; i++) {
         if (i * TILE >= to.rows) break;
-        store_tile(h, to, i * TILE, c0, sums[i], factor);
+        store_tile(h, to, i * TILE, c0, sums.tile[i], factor);
     }
 }
 
+PK_DEVICE void store_gradients(const Head &h, const GradMatrices &m, const Gradients &out, int c0) {
+    GradSums dq = {}, dk = {}, dv = {};
+#pragma unroll 1
+    for (int j = 0; j < h.queries; j += TILE) {
+        add_rows<true>(&dk, m.v, m.q, j, c0);
+        add_rows<true>(&dv, m.weight, m.dcontext, j, c0);
+    }
+    if (out.dk) store_gradient(h, dk, of_keys(h, out.dk), c0);
+    if (out.dv) store_gradient(h, dv, of_keys(h, out.dv), c0);
+#pragma unroll 1
+    for (int j = 0; out.dq && j < h.len; j += TILE) add_rows<false>(&dq, m.v, m.k, j, c0);
+    if (out.dq) store_gradient(h, dq, of_queries(h, out.dq), c0);
+}
+
 /* Whether the sequence is short; then its gradients are there. */
-static __device__ bool grad_short(const Head &h, const AttentionGrad &g, const Gradients &out) {
+PK_DEVICE bool grad_short(const Head &h, const AttentionGrad &g, const Gradients &out) {
     if (!is_short(h)) return false;
-    if (blockIdx.y > 0) return true;
+    const Matrix matrix[] = {g.in.q, g.in.k, g.dcontext, g.in.v};
     const GradMatrices m = grad_matrices(h);
     const int i0 = (threadIdx.x >> 5) * TILE;
-    QueryGrad x;
-    copy_matrix(h, g.in.q, m.q);
-    copy_matrix(h, g.in.k, m.k);
-    copy_matrix(h, g.dcontext, m.dcontext);
-    copy_matrix(h, g.in.v, m.v);
-    if (i0 < h.queries) start_queries(h, g, i0, &x);
+    float shift[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int r = i0 + lane_row() + 8 * i;
+        shift[i] = r < h.queries ? g.lse[r * h.heads] : PK_INF;
+    }
+    copy_matrices(h, matrix, 4);
+    const PhiloxRow drop = dropout_of(g.in.key);
+    Drops drops;
+    if (i0 < h.queries) drops = draw_drops(h, drop, i0);
+    shift[0] *= LOG2_E, shift[1] *= LOG2_E;
     wait_for_matrices();
-    if (i0 < h.queries) compute_scores(h, g, m, i0, &x);
+    QueryGrad x;
+    if (i0 < h.queries) compute_scores(h, g.in.scale, drop.scale, shift, drops, m, i0, &x);
     __syncthreads(); /* V is read */
     if (i0 < h.queries) differentiate_softmax(h, g.in.scale, m.v, i0, x);
     __syncthreads(); /* all weights are written */
-    if (out.dq) store_gradient<false>(h, m.v, m.k, h.len, of_queries(h, out.dq));
-    if (out.dk) store_gradient<true>(h, m.v, m.q, h.queries, of_keys(h, out.dk));
-    if (out.dv) store_gradient<true>(h, m.weight, m.dcontext, h.queries, of_keys(h, out.dv));
+    if (i0 < h.dim) store_gradients(h, m, out, i0);
     return true;
 }
 #else

@@ -1,6 +1,6 @@
-/* What the two ways of computing attention on the GPU share, attention_long.cu and attention_short.cu:
- * a block's head of a sequence, the tensor cores' product, dropout. The text follows kernel_cuda.h;
- * the kernels themselves are in attention.cu.
+/* What the two ways of computing attention on the GPU share, attention_long.cu and
+ * attention_short.cu: a block's head of a sequence, the tensor cores' product, dropout. The text
+ * follows kernel_cuda.h; the kernels themselves are in attention.cu.
  *
  * Invariant: no float is added atomically, and every order of summation depends on sizes alone.
  *
@@ -44,15 +44,15 @@ typedef struct Head { /* of one sequence */
 /* All is read at once, also by blocks beyond the batch: offsets are those of the largest one. The
  * host checks lengths before; should one get here that shared memory was not made for, it stops
  * rather than write over other values. */
-static __device__ Head head_of_block(const int32_t *offsets, const int64_t *sym, int heads,
-                                     int64_t width, int64_t rows_dim, work *memory) {
+PK_DEVICE Head head_of_block(const int32_t *offsets, const int64_t *sym, int dim, int64_t width,
+                             int64_t rows_dim, work *memory) {
     const bool first_only = rows_dim == -PEFT_SYM_S;
     Head h;
-    h.heads = heads;
-    h.seq = (int)(blockIdx.x / (unsigned)heads);
-    h.head = (int)(blockIdx.x % (unsigned)heads);
+    h.seq = (int)blockIdx.x;
+    h.head = (int)blockIdx.y;
+    h.heads = (int)gridDim.y;
+    h.dim = dim;
     h.width = (int)width;
-    h.dim = h.width / heads;
     h.key0 = offsets[h.seq];
     const int len = offsets[h.seq + 1] - h.key0;
     const bool real = h.seq < sym[PEFT_SYM_S];
@@ -87,8 +87,7 @@ static __device__ void clear_rest(const Head &h, work *x, const int64_t *sym, in
     const int n = (int)(peft_rows(rows_dim, sym) - first) * steps;
     work *rest = x + first * h.width + h.head * h.dim;
 #pragma unroll 1
-    for (int i = blockIdx.y * ATTENTION_THREADS + threadIdx.x; i < n;
-         i += gridDim.y * ATTENTION_THREADS) {
+    for (int i = threadIdx.x; i < n; i += ATTENTION_THREADS) {
         work *to = rest + (i / steps * h.width + i % steps * step);
         if (h.vectors)
             *(uint4 *)to = make_uint4(0, 0, 0, 0);
@@ -165,10 +164,23 @@ PK_DEVICE uint32_t dropped_keys(const Head &h, PhiloxRow drop, int query0, int k
     return lane < 16 ? bits | other << 8 : other | bits << 8;
 }
 
+/* What a sequence's dropout numbers follow from, read along with its place. */
+typedef struct DropoutKey {
+    int32_t rng[4], sample, site;
+    float p;
+} DropoutKey;
+
+PK_DEVICE DropoutKey dropout_key(const int32_t *rng, const int32_t *sample, int site, float p) {
+    return {{rng[0], rng[1], rng[2], rng[3]}, sample[blockIdx.x], site, p};
+}
+PK_DEVICE PhiloxRow dropout_of(const DropoutKey &key) {
+    return philox_row(key.rng, key.site, key.sample, 0, key.p);
+}
+
 typedef struct AttentionInput {
     Matrix q, k, v;
     float scale;
-    PhiloxRow drop;
+    DropoutKey key;
 } AttentionInput;
 
 typedef struct AttentionGrad {
