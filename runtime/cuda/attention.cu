@@ -14,8 +14,8 @@ extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, ATTENTION_BLOCKS
                    const int64_t *sym, int dim, int64_t width, int64_t rows_dim, float scale,
                    float p, int site) {
     alignas(128) __shared__ work memory[ATTEND_MEMORY];
-    const Head h = head_of_block(offsets, sym, dim, width, rows_dim, memory);
     const DropoutKey key = dropout_key(rng, sample, site, p);
+    const Head h = head_of_block(offsets, sym, dim, width, rows_dim, memory);
     if (h.len > 0) {
         const AttentionInput in = {of_queries(h, q), of_keys(h, k), of_keys(h, v), scale, key};
         const Matrix to = of_queries(h, context);
@@ -37,8 +37,8 @@ extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, ATTENTION_BLOCKS
                         const int32_t *sample, work *dq, work *dk, work *dv, const int64_t *sym,
                         int dim, int64_t width, int64_t rows_dim, float scale, float p, int site) {
     alignas(128) __shared__ work memory[GRAD_MEMORY];
-    const Head h = head_of_block(offsets, sym, dim, width, rows_dim, memory);
     const DropoutKey key = dropout_key(rng, sample, site, p);
+    const Head h = head_of_block(offsets, sym, dim, width, rows_dim, memory);
     if (h.len > 0) {
         const AttentionGrad g = {{of_queries(h, q), of_keys(h, k), of_keys(h, v), scale, key},
                                  of_queries(h, dcontext),

@@ -270,13 +270,19 @@ template <typename T> PK_DEVICE T of_slot(const Place &at, const T *slot, int u,
 
 /* For each slot, the dropped keys of that query; element [u][i] is bit `key_bit`. */
 PK_DEVICE void slot_drops(const Head &h, const PhiloxRow &drop, const Place &at, uint32_t *bits) {
-    const uint32_t mine = dropped_keys(h, drop, at.query, at.key);
+    const uint32_t mine = drop.threshold ? dropped_keys(h, drop, at.query, at.key) : 0;
 #pragma unroll
     for (int slot = 0; slot < 4; slot++)
         bits[slot] = __shfl_sync(PK_WARP, mine, slot_row(at, slot));
 }
 PK_DEVICE int key_bit(const Place &at, int u, int i) {
     return at.by_query ? tile_column(u, i % 2) : lane_row() + i / 2 * 8;
+}
+
+/* The host checks lengths before; should one get here that shared memory was not made for, it stops
+ * rather than write over other values. */
+PK_DEVICE void check_length(const Head &h) {
+    if (h.len > ATTENTION_LENGTH) __trap();
 }
 
 /* ---- forward ---- */
@@ -355,6 +361,7 @@ PK_DEVICE void attend(const Head &h, const AttentionInput &in, const PhiloxRow &
 static __device__ __attribute__((noinline)) void attend_long(const Head h, const AttentionInput in,
                                                              const Matrix context, float *lse) {
     const PhiloxRow drop = dropout_of(in.key);
+    check_length(h);
 #pragma unroll 1
     for (int i = threadIdx.x >> 5; i * TILE < h.queries; i += ATTENTION_WARPS)
         attend(h, in, drop, i * TILE, context, lse);
@@ -504,6 +511,7 @@ static __device__ GradTask grad_task(const Head &h, const Gradients &out, int ph
 static __device__ __attribute__((noinline)) void grad_long(const Head h, const AttentionGrad g,
                                                            const Gradients out) {
     const PhiloxRow drop = dropout_of(g.in.key);
+    check_length(h);
 #pragma unroll 1
     for (int phase = 0; phase < 2; phase++) {
 #pragma unroll 1

@@ -38,7 +38,7 @@ PK_DEVICE uint32_t shared_address(const work *x) {
 }
 
 /* Starts to copy a vector; zeros where there is none. */
-PK_DEVICE void copy_vector(work *to, const work *from, bool real) {
+PK_DEVICE void copy_vector(work *to, const void *from, bool real) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                  :
                  : "r"(shared_address(to)), "l"(from), "r"(real ? 16 : 0)
@@ -74,8 +74,9 @@ PK_DEVICE void copy_matrices(const Head &h, const Matrix *x, int n) {
 #pragma unroll
         for (int k = 0; k < n; k++) {
             const bool real = row < x[k].rows && column < h.dim;
+            const uint32_t offset = (uint32_t)(row * h.width + column) * sizeof(work);
             copy_vector(to + (k * SHORT_SIZE + i * TILE * SHORT_DIM),
-                        x[k].at + (real ? row * h.width + column : 0), real);
+                        (const char *)x[k].at + (real ? offset : 0), real);
         }
     }
 }
@@ -126,7 +127,8 @@ typedef struct Drops {
 } Drops;
 
 PK_DEVICE Drops draw_drops(const Head &h, const PhiloxRow &drop, int i0) {
-    Drops drops;
+    Drops drops = {};
+    if (drop.threshold == 0) return drops;
 #pragma unroll
     for (int t = 0; t < SHORT_TILES; t++) {
         if (t % (SHORT_STEP / TILE) == 0 && t * TILE >= h.len) break;
@@ -189,10 +191,9 @@ PK_DEVICE void store_tile(const Head &h, const Matrix &x, int row, int c0, const
         const uint32_t right =
             pk_bf16_pair(factor[i] * c.at[1][2 * i], factor[i] * c.at[1][2 * i + 1]);
         const uint32_t other = __shfl_xor_sync(PK_WARP, odd ? left : right, 1);
+        const uint2 four = make_uint2(odd ? other : left, odd ? right : other);
         const int r = row + lane_row() + 8 * i;
-        if (r < x.rows && column < h.dim)
-            *(uint2 *)(x.at + (r * h.width + column)) =
-                odd ? make_uint2(other, right) : make_uint2(left, other);
+        if (r < x.rows && column < h.dim) *(uint2 *)(x.at + (r * h.width + column)) = four;
     }
 }
 
@@ -287,7 +288,7 @@ PK_DEVICE bool attend_short(const Head &h, const AttentionInput &in, const Matri
                             float *lse) {
     if (!is_short(h)) return false;
     const Matrix matrix[] = {in.q, in.k, in.v};
-    const int i0 = (threadIdx.x >> 5) * TILE;
+    const int i0 = warp_index() * TILE;
     copy_matrices(h, matrix, 3);
     const PhiloxRow drop = dropout_of(in.key);
     Drops drops;
@@ -428,7 +429,7 @@ PK_DEVICE bool grad_short(const Head &h, const AttentionGrad &g, const Gradients
     if (!is_short(h)) return false;
     const Matrix matrix[] = {g.in.q, g.in.k, g.dcontext, g.in.v};
     const GradMatrices m = grad_matrices(h);
-    const int i0 = (threadIdx.x >> 5) * TILE;
+    const int i0 = warp_index() * TILE;
     float shift[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) {

@@ -37,13 +37,12 @@ typedef struct Head { /* of one sequence */
     int len, queries; /* keys and values, rows of the others; both 0 beyond the batch */
     int query0, key0; /* first rows */
     int width;        /* of a matrix, in columns */
+    bool last;        /* of the batch's sequences */
     bool vectors;     /* rows of this head start at whole vectors */
     work *memory;     /* shared by the block */
 } Head;
 
-/* All is read at once, also by blocks beyond the batch: offsets are those of the largest one. The
- * host checks lengths before; should one get here that shared memory was not made for, it stops
- * rather than write over other values. */
+/* All is read at once, also by blocks beyond the batch: offsets are those of the largest one. */
 PK_DEVICE Head head_of_block(const int32_t *offsets, const int64_t *sym, int dim, int64_t width,
                              int64_t rows_dim, work *memory) {
     const bool first_only = rows_dim == -PEFT_SYM_S;
@@ -57,7 +56,7 @@ PK_DEVICE Head head_of_block(const int32_t *offsets, const int64_t *sym, int dim
     const int len = offsets[h.seq + 1] - h.key0;
     const bool real = h.seq < sym[PEFT_SYM_S];
     h.len = real ? len : 0;
-    if (h.len > ATTENTION_LENGTH) __trap();
+    h.last = h.seq + 1 == sym[PEFT_SYM_S];
     h.queries = first_only ? real : h.len;
     h.query0 = first_only ? h.seq : h.key0;
     h.vectors = h.dim % VECTOR == 0;
@@ -81,7 +80,7 @@ static __device__ Matrix of_keys(const Head &h, const work *x) {
 
 /* Rows of a matrix beyond the batch's are zero; the last sequence's blocks see to it. */
 static __device__ void clear_rest(const Head &h, work *x, const int64_t *sym, int64_t rows_dim) {
-    if (!x || h.seq + 1 != sym[PEFT_SYM_S]) return;
+    if (!x || !h.last) return;
     const int step = h.vectors ? VECTOR : 1, steps = h.dim / step; /* of a row */
     const int64_t first = peft_dim(rows_dim, sym);
     const int n = (int)(peft_rows(rows_dim, sym) - first) * steps;
@@ -109,6 +108,10 @@ static __device__ void clear_row(const Head &h, work *x) {
  * g and g + 8 of A, four of column g of B, and of C those of rows g, g + 8 and columns 2 t,
  * 2 t + 1. */
 
+/* The same in all lanes; so that the compiler knows it, too. */
+PK_DEVICE int warp_index() {
+    return __shfl_sync(PK_WARP, (int)(threadIdx.x >> 5), 0);
+}
 PK_DEVICE int lane_row() { /* g */
     return threadIdx.x >> 2 & 7;
 }
@@ -152,7 +155,6 @@ PK_DEVICE float quad_max(float x) {
 /* In lanes l and l + 16, bit j: whether key0 + j is dropped for query0 + l. A lane draws the
  * numbers of eight keys, which are one call of the generator. */
 PK_DEVICE uint32_t dropped_keys(const Head &h, PhiloxRow drop, int query0, int key0) {
-    if (drop.threshold == 0) return 0;
     const int lane = threadIdx.x & 31;
     const uint32_t block = (uint32_t)key0 / 8 + (lane >> 4);
     uint32_t bits = 0;
