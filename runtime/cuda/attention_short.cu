@@ -2,8 +2,8 @@
  * sentences. What counts for them is how long one block takes from its first load to its last
  * store. So all that it reads comes into shared memory in one burst of copies, while the dropout
  * numbers are drawn; a warp has all scores of 16 queries in registers at once and computes none
- * twice. For the gradients warps exchange the weights of the sums, P * keep and dS, and then each
- * has 16 columns of all results.
+ * twice. For dK and dV, whose sums go over queries, warps exchange the weights P * keep and dS;
+ * then each has 16 keys.
  *
  * Rows and columns that a tile has beyond its matrix are zero in shared memory. */
 #if PEFT_HAS_PART(0) || PEFT_HAS_PART(1)
@@ -12,12 +12,11 @@ enum {
     SHORT_LENGTH = ATTENTION_WARPS * TILE,
     SHORT_DIM = ATTENTION_WARPS * TILE,
     SHORT_TILES = SHORT_LENGTH / TILE,
-    SHORT_STEP = 2 * TILE,                /* keys at a time, with no branch between */
     SHORT_SIZE = SHORT_LENGTH * SHORT_DIM /* of a matrix in shared memory */
 };
 
 #ifdef PEFT_BF16
-enum { ATTEND_MEMORY = 3 * SHORT_SIZE, GRAD_MEMORY = 5 * SHORT_SIZE };
+enum { ATTEND_MEMORY = 3 * SHORT_SIZE, GRAD_MEMORY = 6 * SHORT_SIZE };
 
 PK_DEVICE bool is_short(const Head &h) {
     return h.len <= SHORT_LENGTH && h.dim <= SHORT_DIM && h.vectors;
@@ -62,7 +61,7 @@ PK_DEVICE void load_transposed(uint32_t *word, const work *row) {
 }
 #endif
 
-/* The rows of n matrices, each made up to the keys' whole steps, to one place after the other. */
+/* The rows of n matrices, each made up to whole tiles of keys, to one place after the other. */
 PK_DEVICE void copy_matrices(const Head &h, const Matrix *x, int n) {
     const int row0 = threadIdx.x / (SHORT_DIM / VECTOR);
     const int column = threadIdx.x % (SHORT_DIM / VECTOR) * VECTOR;
@@ -70,7 +69,7 @@ PK_DEVICE void copy_matrices(const Head &h, const Matrix *x, int n) {
 #pragma unroll
     for (int i = 0; i < SHORT_TILES; i++) {
         const int row = i * TILE + row0;
-        if (i % (SHORT_STEP / TILE) == 0 && i * TILE >= h.len) break;
+        if (i * TILE >= h.len) break;
 #pragma unroll
         for (int k = 0; k < n; k++) {
             const bool real = row < x[k].rows && column < h.dim;
@@ -131,7 +130,7 @@ PK_DEVICE Drops draw_drops(const Head &h, const PhiloxRow &drop, int i0) {
     if (drop.threshold == 0) return drops;
 #pragma unroll
     for (int t = 0; t < SHORT_TILES; t++) {
-        if (t % (SHORT_STEP / TILE) == 0 && t * TILE >= h.len) break;
+        if (t * TILE >= h.len) break;
         const uint32_t mine = dropped_keys(h, drop, i0, t * TILE);
 #pragma unroll
         for (int i = 0; i < 2; i++)
@@ -178,22 +177,35 @@ PK_DEVICE void tile_as_a(const Tile &c, uint32_t *a) {
         a[i] = pk_bf16_pair(c.at[i / 2][i % 2 * 2], c.at[i / 2][i % 2 * 2 + 1]);
 }
 
-/* To a matrix, times a factor for rows g and g + 8. Neighbours exchange halves, so that a lane has
- * four columns that follow each other, and the lanes of a row have all sixteen. */
-PK_DEVICE void store_tile(const Head &h, const Matrix &x, int row, int c0, const Tile &c,
+/* 16 rows of a result. */
+typedef struct RowSums {
+    Tile tile[SHORT_DIM / TILE];
+} RowSums;
+
+/* += a times 16 rows of x */
+PK_DEVICE void add_rows(RowSums *sums, const uint32_t *a, work *x, int row) {
+    uint32_t b[SHORT_DIM / TILE][2][2];
+#pragma unroll
+    for (int c = 0; c < SHORT_DIM / TILE; c++) load_b(b[c], x, row, c * TILE);
+#pragma unroll
+    for (int c = 0; c < SHORT_DIM / TILE; c++)
+#pragma unroll
+        for (int u = 0; u < 2; u++) mma_bf16(sums->tile[c].at[u], a, b[c][u]);
+}
+
+/* To the rows of a matrix from `row` on, times a factor for rows g and g + 8. */
+PK_DEVICE void store_rows(const Head &h, const Matrix &x, int row, const RowSums &sums,
                           const float *factor) {
-    const bool odd = lane_quarter() & 1;
-    const int column = c0 + 8 * odd + (lane_quarter() & 2) * 2;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        const uint32_t left =
-            pk_bf16_pair(factor[i] * c.at[0][2 * i], factor[i] * c.at[0][2 * i + 1]);
-        const uint32_t right =
-            pk_bf16_pair(factor[i] * c.at[1][2 * i], factor[i] * c.at[1][2 * i + 1]);
-        const uint32_t other = __shfl_xor_sync(PK_WARP, odd ? left : right, 1);
-        const uint2 four = make_uint2(odd ? other : left, odd ? right : other);
-        const int r = row + lane_row() + 8 * i;
-        if (r < x.rows && column < h.dim) *(uint2 *)(x.at + (r * h.width + column)) = four;
+        const int r = row + lane_row() + 8 * i, columns = r < x.rows ? h.dim : 0;
+        work *to = (work *)x.at + (r * h.width + 2 * lane_quarter());
+#pragma unroll
+        for (int c = 0; c < SHORT_DIM; c += VECTOR) {
+            const float *pair = sums.tile[c / TILE].at[c / VECTOR % 2] + 2 * i;
+            if (c < columns)
+                *(uint32_t *)(to + c) = pk_bf16_pair(factor[i] * pair[0], factor[i] * pair[1]);
+        }
     }
 }
 
@@ -205,7 +217,7 @@ PK_DEVICE void scale_scores(const Head &h, float scale, Scores *s, float *most) 
     most[0] = most[1] = -PK_INF;
 #pragma unroll
     for (int t = 0; t < SHORT_TILES; t++) {
-        if (t % (SHORT_STEP / TILE) == 0 && t * TILE >= h.len) break;
+        if (t * TILE >= h.len) break;
 #pragma unroll
         for (int at = 0; at < 8; at++) {
             const int u = at / 4, i = at % 4;
@@ -224,7 +236,7 @@ PK_DEVICE void weigh_values(const Head &h, const PhiloxRow &drop, const Drops &d
     sum[0] = sum[1] = 0.0f;
 #pragma unroll
     for (int t = 0; t < SHORT_TILES; t++) {
-        if (t % (SHORT_STEP / TILE) == 0 && t * TILE >= h.len) break;
+        if (t * TILE >= h.len) break;
 #pragma unroll
         for (int at = 0; at < 8; at++) {
             const int u = at / 4, i = at % 4;
@@ -238,27 +250,6 @@ PK_DEVICE void weigh_values(const Head &h, const PhiloxRow &drop, const Drops &d
     for (int i = 0; i < 2; i++) sum[i] = quad_sum(sum[i]);
 }
 
-/* The sums of 16 queries, weights times rows of v. */
-PK_DEVICE void store_context(const Head &h, const Scores &weights, work *v, int i0,
-                             const float *factor, const Matrix &context) {
-    Tile sums[SHORT_DIM / TILE] = {};
-#pragma unroll
-    for (int t = 0; t < SHORT_TILES; t++) {
-        uint32_t a[4], b[SHORT_DIM / TILE][2][2];
-        if (t % (SHORT_STEP / TILE) == 0 && t * TILE >= h.len) break;
-#pragma unroll
-        for (int c = 0; c < SHORT_DIM / TILE; c++) load_b(b[c], v, t * TILE, c * TILE);
-        tile_as_a(weights.tile[t], a);
-#pragma unroll
-        for (int c = 0; c < SHORT_DIM / TILE; c++)
-#pragma unroll
-            for (int u = 0; u < 2; u++) mma_bf16(sums[c].at[u], a, b[c][u]);
-    }
-#pragma unroll
-    for (int c = 0; c < SHORT_DIM / TILE; c++)
-        store_tile(h, context, i0, c * TILE, sums[c], factor);
-}
-
 PK_DEVICE void attend_queries(const Head &h, float scale, const PhiloxRow &drop, const Drops &drops,
                               int i0, const Matrix &context, float *lse) {
     work *q = h.memory, *k = q + SHORT_SIZE, *v = k + SHORT_SIZE;
@@ -266,7 +257,7 @@ PK_DEVICE void attend_queries(const Head &h, float scale, const PhiloxRow &drop,
     Scores s;
 #pragma unroll
     for (int t = 0; t < SHORT_TILES; t++) {
-        if (t % (SHORT_STEP / TILE) == 0 && t * TILE >= h.len) break;
+        if (t * TILE >= h.len) break;
         s.tile[t] = multiply_rows(rows, k, t * TILE);
     }
     float most[2], sum[2], inverse[2];
@@ -274,7 +265,15 @@ PK_DEVICE void attend_queries(const Head &h, float scale, const PhiloxRow &drop,
     weigh_values(h, drop, drops, most, &s, sum);
 #pragma unroll
     for (int i = 0; i < 2; i++) inverse[i] = 1.0f / sum[i];
-    store_context(h, s, v, i0, inverse, context);
+    RowSums sums = {};
+#pragma unroll
+    for (int t = 0; t < SHORT_TILES; t++) {
+        uint32_t a[4];
+        if (t * TILE >= h.len) break;
+        tile_as_a(s.tile[t], a);
+        add_rows(&sums, a, v, t * TILE);
+    }
+    store_rows(h, context, i0, sums, inverse);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const int r = i0 + lane_row() + 8 * i;
@@ -300,128 +299,119 @@ PK_DEVICE bool attend_short(const Head &h, const AttentionInput &in, const Matri
 
 /* ---- backward ---- */
 
-typedef struct GradMatrices {            /* in shared memory */
-    work *q, *k, *dcontext, *v, *weight; /* P * keep; dS takes V's place */
+typedef struct GradMatrices {                 /* in shared memory */
+    work *q, *k, *dcontext, *v, *weight, *ds; /* weight: P * keep */
 } GradMatrices;
 
 PK_DEVICE GradMatrices grad_matrices(const Head &h) {
     work *at = h.memory;
-    return {at, at + SHORT_SIZE, at + 2 * SHORT_SIZE, at + 3 * SHORT_SIZE, at + 4 * SHORT_SIZE};
+    return {at,
+            at + SHORT_SIZE,
+            at + 2 * SHORT_SIZE,
+            at + 3 * SHORT_SIZE,
+            at + 4 * SHORT_SIZE,
+            at + 5 * SHORT_SIZE};
 }
 
-PK_DEVICE void keep_tile(work *x, int row, int column, const Tile &c) {
+/* A tile that is an A, to shared memory. */
+PK_DEVICE void keep_tile(work *x, int row, int column, const uint32_t *a) {
 #pragma unroll
-    for (int u = 0; u < 2; u++)
-#pragma unroll
-        for (int i = 0; i < 2; i++)
-            *(uint32_t *)shared_at(x, row + lane_row() + 8 * i, column + tile_column(u, 0)) =
-                pk_bf16_pair(c.at[u][2 * i], c.at[u][2 * i + 1]);
+    for (int i = 0; i < 4; i++)
+        *(uint32_t *)shared_at(x, row + lane_row() + i % 2 * 8, column + tile_column(i / 2, 0)) =
+            a[i];
 }
 
-/* What 16 queries have in registers: P, dP, the lane's part of delta. */
+/* What the scores of 16 queries take of the sequence and of rows g and g + 8. */
+typedef struct QueryInput {
+    float scale, drop_scale;
+    float shift[2]; /* lse / log 2, infinite beyond the last query */
+    Drops drops;
+} QueryInput;
+
+/* What they have in registers: P, dP, the lane's part of delta. */
 typedef struct QueryGrad {
     Scores p, dp;
     float delta[2];
 } QueryGrad;
 
-/* A tile of P and dP, from S and dP without keep; and of P * keep, in shared memory. shift: lse /
- * log 2, infinite beyond the last query. */
-PK_DEVICE void finish_tile(const Head &h, float scale, float drop_scale, const float *shift,
-                           const Drops &drops, int t, work *weight, int i0, QueryGrad *x) {
+/* A tile of P and dP, from S and dP without keep; and of P * keep, in shared memory. */
+PK_DEVICE void finish_tile(const Head &h, const QueryInput &in, int t, work *weight, int i0,
+                           QueryGrad *x) {
     float(*p)[4] = x->p.tile[t].at, (*dp)[4] = x->dp.tile[t].at;
     Tile kept;
+    uint32_t a[4];
 #pragma unroll
     for (int at = 0; at < 8; at++) {
         const int u = at / 4, i = at % 4;
-        const float e = exp2f(fmaf(scale, p[u][i], -shift[i / 2]));
-        const float keep = is_dropped(drops, t, u, i) ? 0.0f : drop_scale;
+        const float e = exp2f(fmaf(LOG2_E * in.scale, p[u][i], -in.shift[i / 2]));
+        const float keep = is_dropped(in.drops, t, u, i) ? 0.0f : in.drop_scale;
         p[u][i] = is_key(h, t, u, i) ? e : 0.0f;
         dp[u][i] *= keep;
         kept.at[u][i] = p[u][i] * keep;
         x->delta[i / 2] += p[u][i] * dp[u][i];
     }
-    keep_tile(weight, i0, t * TILE, kept);
+    tile_as_a(kept, a);
+    keep_tile(weight, i0, t * TILE, a);
 }
 
-PK_DEVICE void compute_scores(const Head &h, float scale, float drop_scale, const float *shift,
-                              const Drops &drops, const GradMatrices &m, int i0, QueryGrad *x) {
+PK_DEVICE void compute_scores(const Head &h, const QueryInput &in, const GradMatrices &m, int i0,
+                              QueryGrad *x) {
     const QueryRows q = load_queries(m.q, i0), dcontext = load_queries(m.dcontext, i0);
     x->delta[0] = x->delta[1] = 0.0f;
 #pragma unroll
-    for (int t0 = 0; t0 < SHORT_TILES; t0 += SHORT_STEP / TILE) {
-        if (t0 * TILE >= h.len) break;
-#pragma unroll
-        for (int t = t0; t < t0 + SHORT_STEP / TILE; t++) {
-            x->p.tile[t] = multiply_rows(q, m.k, t * TILE);
-            x->dp.tile[t] = multiply_rows(dcontext, m.v, t * TILE);
-        }
-#pragma unroll
-        for (int t = t0; t < t0 + SHORT_STEP / TILE; t++)
-            finish_tile(h, LOG2_E * scale, drop_scale, shift, drops, t, m.weight, i0, x);
+    for (int t = 0; t < SHORT_TILES; t++) {
+        if (t * TILE >= h.len) break;
+        x->p.tile[t] = multiply_rows(q, m.k, t * TILE);
+        x->dp.tile[t] = multiply_rows(dcontext, m.v, t * TILE);
+        finish_tile(h, in, t, m.weight, i0, x);
     }
 }
 
-/* dS, in shared memory. */
-PK_DEVICE void differentiate_softmax(const Head &h, float scale, work *ds, int i0,
-                                     const QueryGrad &x) {
+/* dS, in shared memory, and dQ's sums. */
+PK_DEVICE void differentiate_softmax(const Head &h, float scale, const GradMatrices &m, int i0,
+                                     const QueryGrad &x, RowSums *dq) {
     const float delta[2] = {quad_sum(x.delta[0]), quad_sum(x.delta[1])};
 #pragma unroll
     for (int t = 0; t < SHORT_TILES; t++) {
-        Tile c;
-        if (t % (SHORT_STEP / TILE) == 0 && t * TILE >= h.len) break;
+        Tile ds;
+        uint32_t a[4];
+        if (t * TILE >= h.len) break;
 #pragma unroll
         for (int at = 0; at < 8; at++) {
             const int u = at / 4, i = at % 4;
-            c.at[u][i] = scale * x.p.tile[t].at[u][i] * (x.dp.tile[t].at[u][i] - delta[i / 2]);
+            ds.at[u][i] = scale * x.p.tile[t].at[u][i] * (x.dp.tile[t].at[u][i] - delta[i / 2]);
         }
-        keep_tile(ds, i0, t * TILE, c);
+        tile_as_a(ds, a);
+        keep_tile(m.ds, i0, t * TILE, a);
+        add_rows(dq, a, m.k, t * TILE);
     }
 }
 
-/* A warp's 16 columns of a gradient. */
-typedef struct GradSums {
-    Tile tile[SHORT_TILES];
-} GradSums;
-
-/* += weights, or transposed ones, times rows j .. of x; for all tiles, since that takes no longer
- * than to ask which ones there are. */
-template <bool transposed>
-PK_DEVICE void add_rows(GradSums *sums, work *weight, work *x, int j, int c0) {
-    uint32_t a[SHORT_TILES][4], b[2][2];
-    load_b(b, x, j, c0);
-#pragma unroll
-    for (int i = 0; i < SHORT_TILES; i++)
-        if (transposed)
-            load_a_transposed(a[i], weight, j, i * TILE);
-        else
-            load_a(a[i], weight, i * TILE, j);
-#pragma unroll
-    for (int i = 0; i < SHORT_TILES; i++)
-#pragma unroll
-        for (int u = 0; u < 2; u++) mma_bf16(sums->tile[i].at[u], a[i], b[u]);
-}
-
-PK_DEVICE void store_gradient(const Head &h, const GradSums &sums, const Matrix &to, int c0) {
+/* Of queries from i0 on: P * keep and dS in shared memory, and dQ. */
+PK_DEVICE void grad_queries(const Head &h, const QueryInput &in, const GradMatrices &m, int i0,
+                            work *dq) {
     const float factor[2] = {1.0f, 1.0f};
-#pragma unroll
-    for (int i = 0; i < SHORT_TILES; i++) {
-        if (i * TILE >= to.rows) break;
-        store_tile(h, to, i * TILE, c0, sums.tile[i], factor);
-    }
+    QueryGrad x;
+    RowSums sums = {};
+    compute_scores(h, in, m, i0, &x);
+    differentiate_softmax(h, in.scale, m, i0, x, &sums);
+    if (dq) store_rows(h, of_queries(h, dq), i0, sums, factor);
 }
 
-PK_DEVICE void store_gradients(const Head &h, const GradMatrices &m, const Gradients &out, int c0) {
-    GradSums dq = {}, dk = {}, dv = {};
+/* Of keys from i0 on: dK and dV. */
+PK_DEVICE void grad_keys(const Head &h, const GradMatrices &m, int i0, const Gradients &out) {
+    const float factor[2] = {1.0f, 1.0f};
+    RowSums dk = {}, dv = {};
 #pragma unroll 1
     for (int j = 0; j < h.queries; j += TILE) {
-        add_rows<true>(&dk, m.v, m.q, j, c0);
-        add_rows<true>(&dv, m.weight, m.dcontext, j, c0);
+        uint32_t ds[4], weight[4];
+        load_a_transposed(ds, m.ds, j, i0);
+        load_a_transposed(weight, m.weight, j, i0);
+        add_rows(&dk, ds, m.q, j);
+        add_rows(&dv, weight, m.dcontext, j);
     }
-    if (out.dk) store_gradient(h, dk, of_keys(h, out.dk), c0);
-    if (out.dv) store_gradient(h, dv, of_keys(h, out.dv), c0);
-#pragma unroll 1
-    for (int j = 0; out.dq && j < h.len; j += TILE) add_rows<false>(&dq, m.v, m.k, j, c0);
-    if (out.dq) store_gradient(h, dq, of_queries(h, out.dq), c0);
+    if (out.dk) store_rows(h, of_keys(h, out.dk), i0, dk, factor);
+    if (out.dv) store_rows(h, of_keys(h, out.dv), i0, dv, factor);
 }
 
 /* Whether the sequence is short; then its gradients are there. */
@@ -430,24 +420,22 @@ PK_DEVICE bool grad_short(const Head &h, const AttentionGrad &g, const Gradients
     const Matrix matrix[] = {g.in.q, g.in.k, g.dcontext, g.in.v};
     const GradMatrices m = grad_matrices(h);
     const int i0 = warp_index() * TILE;
-    float shift[2];
+    QueryInput in;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const int r = i0 + lane_row() + 8 * i;
-        shift[i] = r < h.queries ? g.lse[r * h.heads] : PK_INF;
+        in.shift[i] = r < h.queries ? g.lse[r * h.heads] : PK_INF;
     }
     copy_matrices(h, matrix, 4);
     const PhiloxRow drop = dropout_of(g.in.key);
-    Drops drops;
-    if (i0 < h.queries) drops = draw_drops(h, drop, i0);
-    shift[0] *= LOG2_E, shift[1] *= LOG2_E;
+    in.scale = g.in.scale;
+    in.drop_scale = drop.scale;
+    if (i0 < h.queries) in.drops = draw_drops(h, drop, i0);
+    in.shift[0] *= LOG2_E, in.shift[1] *= LOG2_E;
     wait_for_matrices();
-    QueryGrad x;
-    if (i0 < h.queries) compute_scores(h, g.in.scale, drop.scale, shift, drops, m, i0, &x);
-    __syncthreads(); /* V is read */
-    if (i0 < h.queries) differentiate_softmax(h, g.in.scale, m.v, i0, x);
-    __syncthreads(); /* all weights are written */
-    if (i0 < h.dim) store_gradients(h, m, out, i0);
+    if (i0 < h.queries) grad_queries(h, in, m, i0, out.dq);
+    __syncthreads();
+    if (i0 < h.len && (out.dk || out.dv)) grad_keys(h, m, i0, out);
     return true;
 }
 #else
