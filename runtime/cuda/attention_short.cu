@@ -85,31 +85,29 @@ PK_DEVICE void wait_for_matrices() {
     __syncthreads();
 }
 
-/* Of the four matrices that 16 rows and 16 columns are: a lane's row. The first two have the first
- * columns. */
-PK_DEVICE const work *lane_vector(work *x, int row, int column) {
-    const int lane = threadIdx.x & 31;
-    return shared_at(x, row + (lane & 15), column + (lane >> 4) * VECTOR);
+/* Of the four matrices that 16 rows and 16 columns are, a lane's row. The second one is below the
+ * first, or beside it. row and column are those of a tile, so that the lane's part is the same for
+ * all tiles. */
+PK_DEVICE const work *lane_vector(work *x, int row, int column, bool below) {
+    const int lane = threadIdx.x & 31, half = lane & 8, other = lane >> 1 & 8;
+    const int r = (lane & 7) + (below ? half : other), c = below ? other : half;
+    return x + row * SHORT_DIM + (r * SHORT_DIM + (column ^ c ^ (r & 7) * VECTOR));
 }
 
 /* A [16, 16] of a product. */
 PK_DEVICE void load_a(uint32_t *a, work *x, int row, int column) {
-    load_matrices(a, lane_vector(x, row, column));
+    load_matrices(a, lane_vector(x, row, column, true));
 }
 PK_DEVICE void load_a_transposed(uint32_t *a, work *x, int row, int column) {
-    uint32_t word[4];
-    load_transposed(word, lane_vector(x, row, column));
-    a[0] = word[0], a[1] = word[2], a[2] = word[1], a[3] = word[3];
+    load_transposed(a, lane_vector(x, row, column, false));
 }
 
-/* B [16, 8] of two products: columns of x, or rows. */
-PK_DEVICE void load_b(uint32_t (*b)[2], work *x, int row, int column) {
-    load_transposed(b[0], lane_vector(x, row, column));
+/* B [16, 8] of two products, one after the other: 16 columns of x, or 16 rows. */
+PK_DEVICE void load_b(uint32_t *b, work *x, int row, int column) {
+    load_transposed(b, lane_vector(x, row, column, true));
 }
-PK_DEVICE void load_b_transposed(uint32_t (*b)[2], work *x, int row, int column) {
-    uint32_t word[4];
-    load_matrices(word, lane_vector(x, row, column));
-    b[0][0] = word[0], b[1][0] = word[1], b[0][1] = word[2], b[1][1] = word[3];
+PK_DEVICE void load_b_transposed(uint32_t *b, work *x, int row, int column) {
+    load_matrices(b, lane_vector(x, row, column, false));
 }
 
 /* ---- scores ---- */
@@ -160,13 +158,13 @@ PK_DEVICE QueryRows load_queries(work *x, int i0) {
 /* Their products with 16 rows of x. */
 PK_DEVICE Tile multiply_rows(const QueryRows &rows, work *x, int row) {
     Tile c = {{{0.0f}}};
-    uint32_t b[SHORT_DIM / TILE][2][2];
+    uint32_t b[SHORT_DIM / TILE][4];
 #pragma unroll
     for (int k = 0; k < SHORT_DIM / TILE; k++) load_b_transposed(b[k], x, row, k * TILE);
 #pragma unroll
     for (int k = 0; k < SHORT_DIM / TILE; k++)
 #pragma unroll
-        for (int u = 0; u < 2; u++) mma_bf16(c.at[u], rows.a[k], b[k][u]);
+        for (int u = 0; u < 2; u++) mma_bf16(c.at[u], rows.a[k], b[k] + 2 * u);
     return c;
 }
 
@@ -184,28 +182,38 @@ typedef struct RowSums {
 
 /* += a times 16 rows of x */
 PK_DEVICE void add_rows(RowSums *sums, const uint32_t *a, work *x, int row) {
-    uint32_t b[SHORT_DIM / TILE][2][2];
+    uint32_t b[SHORT_DIM / TILE][4];
 #pragma unroll
     for (int c = 0; c < SHORT_DIM / TILE; c++) load_b(b[c], x, row, c * TILE);
 #pragma unroll
     for (int c = 0; c < SHORT_DIM / TILE; c++)
 #pragma unroll
-        for (int u = 0; u < 2; u++) mma_bf16(sums->tile[c].at[u], a, b[c][u]);
+        for (int u = 0; u < 2; u++) mma_bf16(sums->tile[c].at[u], a, b[c] + 2 * u);
 }
 
-/* To the rows of a matrix from `row` on, times a factor for rows g and g + 8. */
+/* To the rows of a matrix from `row` on, times a factor for rows g and g + 8. They pass through a
+ * tile's rows of shared memory, which no other warp uses, for stores of whole lines. */
 PK_DEVICE void store_rows(const Head &h, const Matrix &x, int row, const RowSums &sums,
-                          const float *factor) {
+                          const float *factor, work *stage) {
+    const int lane = threadIdx.x & 31, column = lane % 8 * VECTOR;
+    __syncwarp();
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-        const int r = row + lane_row() + 8 * i, columns = r < x.rows ? h.dim : 0;
-        work *to = (work *)x.at + (r * h.width + 2 * lane_quarter());
+    for (int i = 0; i < 2; i++)
 #pragma unroll
         for (int c = 0; c < SHORT_DIM; c += VECTOR) {
             const float *pair = sums.tile[c / TILE].at[c / VECTOR % 2] + 2 * i;
-            if (c < columns)
-                *(uint32_t *)(to + c) = pk_bf16_pair(factor[i] * pair[0], factor[i] * pair[1]);
+            *(uint32_t *)shared_at(stage, lane_row() + 8 * i, c + 2 * lane_quarter()) =
+                pk_bf16_pair(factor[i] * pair[0], factor[i] * pair[1]);
         }
+    __syncwarp();
+    uint4 line[TILE / 4];
+#pragma unroll
+    for (int i = 0; i < TILE / 4; i++)
+        line[i] = *(const uint4 *)shared_at(stage, 4 * i + lane / 8, column);
+#pragma unroll
+    for (int i = 0; i < TILE / 4; i++) {
+        const int r = row + 4 * i + lane / 8;
+        if (r < x.rows && column < h.dim) *(uint4 *)(x.at + (r * h.width + column)) = line[i];
     }
 }
 
@@ -273,7 +281,7 @@ PK_DEVICE void attend_queries(const Head &h, float scale, const PhiloxRow &drop,
         tile_as_a(s.tile[t], a);
         add_rows(&sums, a, v, t * TILE);
     }
-    store_rows(h, context, i0, sums, inverse);
+    store_rows(h, context, i0, sums, inverse, q + i0 * SHORT_DIM);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const int r = i0 + lane_row() + 8 * i;
@@ -282,12 +290,19 @@ PK_DEVICE void attend_queries(const Head &h, float scale, const PhiloxRow &drop,
     }
 }
 
+/* The first of a warp's rows. A block's n-th warp runs on its multiprocessor's n-th scheduler, and
+ * the first rows are there in every sequence: blocks that may meet there begin at different warps.
+ */
+PK_DEVICE int first_row() {
+    return (warp_index() + (blockIdx.y >> 2)) % ATTENTION_WARPS * TILE;
+}
+
 /* Whether the sequence is short; then its context and lse are there. */
 PK_DEVICE bool attend_short(const Head &h, const AttentionInput &in, const Matrix &context,
                             float *lse) {
     if (!is_short(h)) return false;
     const Matrix matrix[] = {in.q, in.k, in.v};
-    const int i0 = warp_index() * TILE;
+    const int i0 = first_row();
     copy_matrices(h, matrix, 3);
     const PhiloxRow drop = dropout_of(in.key);
     Drops drops;
@@ -317,8 +332,8 @@ PK_DEVICE GradMatrices grad_matrices(const Head &h) {
 PK_DEVICE void keep_tile(work *x, int row, int column, const uint32_t *a) {
 #pragma unroll
     for (int i = 0; i < 4; i++)
-        *(uint32_t *)shared_at(x, row + lane_row() + i % 2 * 8, column + tile_column(i / 2, 0)) =
-            a[i];
+        *(uint32_t *)shared_at(x + row * SHORT_DIM, lane_row() + i % 2 * 8,
+                               column + tile_column(i / 2, 0)) = a[i];
 }
 
 /* What the scores of 16 queries take of the sequence and of rows g and g + 8. */
@@ -387,18 +402,7 @@ PK_DEVICE void differentiate_softmax(const Head &h, float scale, const GradMatri
     }
 }
 
-/* Of queries from i0 on: P * keep and dS in shared memory, and dQ. */
-PK_DEVICE void grad_queries(const Head &h, const QueryInput &in, const GradMatrices &m, int i0,
-                            work *dq) {
-    const float factor[2] = {1.0f, 1.0f};
-    QueryGrad x;
-    RowSums sums = {};
-    compute_scores(h, in, m, i0, &x);
-    differentiate_softmax(h, in.scale, m, i0, x, &sums);
-    if (dq) store_rows(h, of_queries(h, dq), i0, sums, factor);
-}
-
-/* Of keys from i0 on: dK and dV. */
+/* dK and dV of keys from i0 on. */
 PK_DEVICE void grad_keys(const Head &h, const GradMatrices &m, int i0, const Gradients &out) {
     const float factor[2] = {1.0f, 1.0f};
     RowSums dk = {}, dv = {};
@@ -410,8 +414,25 @@ PK_DEVICE void grad_keys(const Head &h, const GradMatrices &m, int i0, const Gra
         add_rows(&dk, ds, m.q, j);
         add_rows(&dv, weight, m.dcontext, j);
     }
-    if (out.dk) store_rows(h, of_keys(h, out.dk), i0, dk, factor);
-    if (out.dv) store_rows(h, of_keys(h, out.dv), i0, dv, factor);
+    work *stage = m.v + i0 * SHORT_DIM;
+    if (out.dk) store_rows(h, of_keys(h, out.dk), i0, dk, factor, stage);
+    if (out.dv) store_rows(h, of_keys(h, out.dv), i0, dv, factor, stage);
+}
+
+/* All of a warp's 16 rows. */
+PK_DEVICE void grad_tile(const Head &h, const QueryInput &in, const GradMatrices &m, int i0,
+                         const Gradients &out) {
+    const float factor[2] = {1.0f, 1.0f};
+    RowSums dq = {};
+    if (i0 < h.queries) {
+        QueryGrad x;
+        compute_scores(h, in, m, i0, &x);
+        differentiate_softmax(h, in.scale, m, i0, x, &dq);
+    }
+    __syncthreads(); /* the weights are there, V is read */
+    if (i0 < h.queries && out.dq)
+        store_rows(h, of_queries(h, out.dq), i0, dq, factor, m.v + i0 * SHORT_DIM);
+    if (i0 < h.len && (out.dk || out.dv)) grad_keys(h, m, i0, out);
 }
 
 /* Whether the sequence is short; then its gradients are there. */
@@ -419,7 +440,7 @@ PK_DEVICE bool grad_short(const Head &h, const AttentionGrad &g, const Gradients
     if (!is_short(h)) return false;
     const Matrix matrix[] = {g.in.q, g.in.k, g.dcontext, g.in.v};
     const GradMatrices m = grad_matrices(h);
-    const int i0 = warp_index() * TILE;
+    const int i0 = first_row();
     QueryInput in;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -433,9 +454,7 @@ PK_DEVICE bool grad_short(const Head &h, const AttentionGrad &g, const Gradients
     if (i0 < h.queries) in.drops = draw_drops(h, drop, i0);
     in.shift[0] *= LOG2_E, in.shift[1] *= LOG2_E;
     wait_for_matrices();
-    if (i0 < h.queries) grad_queries(h, in, m, i0, out.dq);
-    __syncthreads();
-    if (i0 < h.len && (out.dk || out.dv)) grad_keys(h, m, i0, out);
+    grad_tile(h, in, m, i0, out);
     return true;
 }
 #else
