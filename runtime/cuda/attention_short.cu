@@ -91,7 +91,13 @@ PK_DEVICE void wait_for_matrices() {
 PK_DEVICE const work *lane_vector(work *x, int row, int column, bool below) {
     const int lane = threadIdx.x & 31, half = lane & 8, other = lane >> 1 & 8;
     const int r = (lane & 7) + (below ? half : other), c = below ? other : half;
-    return x + row * SHORT_DIM + (r * SHORT_DIM + (column ^ c ^ (r & 7) * VECTOR));
+    return x + row * SHORT_DIM + ((r * SHORT_DIM + (c ^ (r & 7) * VECTOR)) ^ column);
+}
+
+/* A lane's two elements of C, where eight rows and eight columns begin. */
+PK_DEVICE uint32_t *lane_pair(work *x, int row, int column) {
+    const int lane = lane_row() * (SHORT_DIM + VECTOR) + 2 * lane_quarter();
+    return (uint32_t *)(x + row * SHORT_DIM + (lane ^ column));
 }
 
 /* A [16, 16] of a product. */
@@ -202,8 +208,7 @@ PK_DEVICE void store_rows(const Head &h, const Matrix &x, int row, const RowSums
 #pragma unroll
         for (int c = 0; c < SHORT_DIM; c += VECTOR) {
             const float *pair = sums.tile[c / TILE].at[c / VECTOR % 2] + 2 * i;
-            *(uint32_t *)shared_at(stage, lane_row() + 8 * i, c + 2 * lane_quarter()) =
-                pk_bf16_pair(factor[i] * pair[0], factor[i] * pair[1]);
+            *lane_pair(stage, 8 * i, c) = pk_bf16_pair(factor[i] * pair[0], factor[i] * pair[1]);
         }
     __syncwarp();
     uint4 line[TILE / 4];
@@ -331,9 +336,7 @@ PK_DEVICE GradMatrices grad_matrices(const Head &h) {
 /* A tile that is an A, to shared memory. */
 PK_DEVICE void keep_tile(work *x, int row, int column, const uint32_t *a) {
 #pragma unroll
-    for (int i = 0; i < 4; i++)
-        *(uint32_t *)shared_at(x + row * SHORT_DIM, lane_row() + i % 2 * 8,
-                               column + tile_column(i / 2, 0)) = a[i];
+    for (int i = 0; i < 4; i++) *lane_pair(x, row + i % 2 * 8, column + i / 2 * 8) = a[i];
 }
 
 /* What the scores of 16 queries take of the sequence and of rows g and g + 8. */
