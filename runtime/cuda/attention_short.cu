@@ -295,19 +295,12 @@ PK_DEVICE void attend_queries(const Head &h, float scale, const PhiloxRow &drop,
     }
 }
 
-/* The first of a warp's rows. A block's n-th warp runs on its multiprocessor's n-th scheduler, and
- * the first rows are there in every sequence: blocks that may meet there begin at different warps.
- */
-PK_DEVICE int first_row() {
-    return (warp_index() + (blockIdx.y >> 2)) % ATTENTION_WARPS * TILE;
-}
-
 /* Whether the sequence is short; then its context and lse are there. */
 PK_DEVICE bool attend_short(const Head &h, const AttentionInput &in, const Matrix &context,
                             float *lse) {
     if (!is_short(h)) return false;
     const Matrix matrix[] = {in.q, in.k, in.v};
-    const int i0 = first_row();
+    const int i0 = warp_index() * TILE;
     copy_matrices(h, matrix, 3);
     const PhiloxRow drop = dropout_of(in.key);
     Drops drops;
@@ -443,7 +436,7 @@ PK_DEVICE bool grad_short(const Head &h, const AttentionGrad &g, const Gradients
     if (!is_short(h)) return false;
     const Matrix matrix[] = {g.in.q, g.in.k, g.dcontext, g.in.v};
     const GradMatrices m = grad_matrices(h);
-    const int i0 = first_row();
+    const int i0 = warp_index() * TILE;
     QueryInput in;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
