@@ -17,6 +17,7 @@ enum {
 
 #ifdef PEFT_BF16
 enum { ATTEND_MEMORY = 3 * SHORT_SIZE, GRAD_MEMORY = 6 * SHORT_SIZE };
+static_assert((int)LONG_MEMORY <= (int)ATTEND_MEMORY, "either way must have its room");
 
 PK_DEVICE bool is_short(const Head &h) {
     return h.len <= SHORT_LENGTH && h.dim <= SHORT_DIM && h.vectors;

@@ -1,6 +1,6 @@
 /* The attention kernels, run on the CPU by cuda_emulator.h, against those of the CPU backend:
- * forward and backward, odd head sizes, empty and long sequences, first-token queries, dropout,
- * every subset of wanted gradients. Other orders of threads and blocks, and other grids, must give
+ * forward and backward, odd head sizes, every short length, empty and long sequences, first-token
+ * queries, dropout, every subset of wanted gradients. Other orders of threads and blocks must give
  * the same bits. With -DPEFT_BF16 matrices are bf16; then the CPU starts from the rounded ones. */
 #include "cuda_check.h"
 
@@ -244,6 +244,20 @@ static void attention_of_random_shapes(void **) {
     }
 }
 
+/* Across all edges of tiles, and that between short and long sequences; an empty one last, whose
+ * blocks clear the rows beyond the batch. */
+static void attention_of_every_length(void **) {
+    for (int dim : {8, 16, 32, 48, 64})
+        for (bool first_only : {false, true}) {
+            Case c = {1, dim, {}, first_only, 0.1f, true};
+            for (int32_t n = 1; n <= 66; n++) c.lengths.push_back(n);
+            c.lengths.push_back(0);
+            const Problem p = make_problem(&c);
+            const CpuResult cpu = run_cpu(p);
+            equals_cpu(run_device(p, cpu, DQ | DK | DV, SHUFFLED), cpu);
+        }
+}
+
 static void same_results(const DeviceResult &a, const DeviceResult &b) {
     same_bits(a.context, b.context);
     same_bits(a.lse, b.lse);
@@ -253,7 +267,7 @@ static void same_results(const DeviceResult &a, const DeviceResult &b) {
 }
 
 static void attention_has_one_order(void **) {
-    for (size_t i : {(size_t)1, (size_t)3, (size_t)8, (size_t)10}) {
+    for (size_t i : {(size_t)0, (size_t)1, (size_t)3, (size_t)8, (size_t)10}) {
         const Problem p = make_problem(&cases[i]);
         const CpuResult cpu = run_cpu(p);
         const DeviceResult a = run_device(p, cpu, DQ | DK | DV, FORWARD);
@@ -277,7 +291,7 @@ static void attention_keeps_nan(void **) {
 
 /* A gradient that is wanted has the same bits alone; one that is not wanted stays untouched. */
 static void attention_computes_what_is_wanted(void **) {
-    for (size_t i : {(size_t)1, (size_t)4, (size_t)9, (size_t)10}) {
+    for (size_t i : {(size_t)0, (size_t)1, (size_t)4, (size_t)9, (size_t)10}) {
         const Problem p = make_problem(&cases[i]);
         const CpuResult cpu = run_cpu(p);
         const DeviceResult all = run_device(p, cpu, DQ | DK | DV, FORWARD);
@@ -311,6 +325,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(attention_equals_cpu),
         cmocka_unit_test(attention_of_random_shapes),
+        cmocka_unit_test(attention_of_every_length),
         cmocka_unit_test(attention_has_one_order),
         cmocka_unit_test(attention_computes_what_is_wanted),
         cmocka_unit_test(attention_keeps_nan),
