@@ -305,6 +305,20 @@ static void attention_computes_what_is_wanted(void **) {
     }
 }
 
+/* exp(-lse) is infinite: what a tile has beyond the last key must not become a probability. dQ is a
+ * sum of large numbers that cancel out, so the gradient is a small one. */
+static void attention_of_very_small_scores(void **) {
+    const Case c = {2, 64, {7, 20, 70}, false, 0.1f, true};
+    Problem p = make_problem(&c);
+    const size_t n = p.q.value.size();
+    p.q = matrix_of(std::vector<float>(n, 6.0f));
+    p.k = matrix_of(std::vector<float>(n, -6.0f));
+    for (float &x : p.dcontext.value) x *= 0.0625f;
+    p.dcontext = matrix_of(p.dcontext.value);
+    const CpuResult cpu = run_cpu(p);
+    equals_cpu(run_device(p, cpu, DQ | DK | DV, FORWARD), cpu);
+}
+
 /* Shared memory has room for 512 queries. */
 static void attention_stops_beyond_its_limit(void **) {
     const Case c = {1, 4, {513}, false, 0.1f, true};
@@ -329,6 +343,7 @@ int main(void) {
         cmocka_unit_test(attention_has_one_order),
         cmocka_unit_test(attention_computes_what_is_wanted),
         cmocka_unit_test(attention_keeps_nan),
+        cmocka_unit_test(attention_of_very_small_scores),
         cmocka_unit_test(attention_stops_beyond_its_limit),
     };
     return cmocka_run_group_tests_name(sizeof(work) == 2 ? "cuda_attention_bf16" : "cuda_attention",
