@@ -6,9 +6,7 @@
 enum {
     MAX_PARAMS = 500, /* 4 KB of pointers: what every driver takes */
     ROWS_GRID = 65535,
-    ATTENTION_BLOCK = 64,
-    ATTENTION_PARTS = 2, /* blocks that share a long sequence; any number gives the same bits */
-    ATTENTION_GRAD_PARTS = 3,
+    ATTENTION_BLOCK = 128,
     FLAT_BLOCK = 256,
     SUM_VALUES = 8,    /* of a thread, at least */
     DEQUANT_VALUES = 8 /* of a thread */
@@ -166,20 +164,19 @@ static bool run_attention(const Exec *x, const PeftStep *s, void *const *arg, co
     const PeftAttention *a = s->desc;
     bool grad = x->program->kernel[s->kernel].kind == PEFT_KERNEL_ATTENTION_GRAD;
     Launch l = {.n = 0};
-    int heads = a->heads, site = a->site;
+    int dim = (int)(a->width / a->heads), site = a->site;
     int64_t width = a->width, rows = a->rows;
     float scale = (float)a->scale, p = (float)a->p;
     pass_buffers(&l, x, arg, s->narg);
     pass(&l, &x->cuda->sym);
-    pass(&l, &heads);
+    pass(&l, &dim);
     pass(&l, &width);
     pass(&l, &rows);
     pass(&l, &scale);
     pass(&l, &p);
     pass(&l, &site);
-    return launch2(x, grad ? x->cuda->attention_grad : x->cuda->attention, &l,
-                   sym[PEFT_SYM_S] * heads, grad ? ATTENTION_GRAD_PARTS : ATTENTION_PARTS,
-                   ATTENTION_BLOCK, err);
+    return launch2(x, grad ? x->cuda->attention_grad : x->cuda->attention, &l, sym[PEFT_SYM_S],
+                   a->heads, ATTENTION_BLOCK, err);
 }
 
 static bool run_indexed(const Exec *x, const PeftStep *s, void *const *arg, const int64_t *sym,

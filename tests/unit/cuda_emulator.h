@@ -36,6 +36,11 @@ struct Dim {
     unsigned x, y, z;
 };
 
+struct Copy { /* of 16 bytes to shared memory; from NULL: zeros */
+    void *to;
+    const void *from;
+};
+
 struct Fiber {
     ucontext_t context; /* where it starts */
     jmp_buf place;      /* where it goes on; without the system calls of swapcontext */
@@ -47,6 +52,7 @@ struct Fiber {
     uint64_t posted[2]; /* values of the last two warp operations: a lane is at most one ahead */
     uint32_t operands[2][6];
     unsigned turn;
+    std::vector<Copy> copies; /* that it has started, and not waited for */
     std::unique_ptr<char[]> stack;
     void *fake_stack; /* of the address sanitizer */
 };
@@ -228,6 +234,7 @@ inline void start_fibers(unsigned threads) {
         f.where = "";
         f.mask = 0;
         f.turn = 0;
+        f.copies.clear();
     }
 }
 
@@ -362,6 +369,12 @@ struct __attribute__((may_alias, aligned(16))) uint4 {
 static inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
     return {x, y, z, w};
 }
+struct __attribute__((may_alias, aligned(8))) uint2 {
+    uint32_t x, y;
+};
+static inline uint2 make_uint2(uint32_t x, uint32_t y) {
+    return {x, y};
+}
 struct float4 {
     float x, y, z, w;
 };
@@ -417,7 +430,48 @@ static inline int __clz(int x) {
     return x ? __builtin_clz((unsigned)x) : 32;
 }
 
-/* ---- the tensor cores' products that attention.cu uses, with PTX's layout of the operands ---- */
+/* ---- what the attention kernels use in PTX ---- */
+
+/* A copy arrives as late as it may: when its thread waits for it. Other threads see it after a
+ * barrier only, if the order of threads is not in their favour. */
+static inline void copy_vector(void *to, const void *from, bool real) {
+    cuda_emulator::machine().running->copies.push_back({to, real ? from : nullptr});
+}
+static inline void wait_for_copies() {
+    for (const cuda_emulator::Copy &c : cuda_emulator::machine().running->copies) {
+        if (c.from)
+            memcpy(c.to, c.from, 16);
+        else
+            memset(c.to, 0, 16);
+    }
+    cuda_emulator::machine().running->copies.clear();
+}
+
+/* Half k of the row of matrix i that lane 8 i + j brought. */
+static inline uint16_t row_half(const cuda_emulator::Operands &all, unsigned i, unsigned j,
+                                unsigned k) {
+    return (uint16_t)(all.of[8 * i + j][k / 2] >> k % 2 * 16);
+}
+static inline cuda_emulator::Operands bring_row(const void *row, const char *where) {
+    uint32_t word[4];
+    const uint32_t none[2] = {0, 0};
+    memcpy(word, row, sizeof word);
+    return cuda_emulator::exchange(word, none, where);
+}
+static inline void load_matrices(uint32_t *word, const void *row) {
+    const cuda_emulator::Operands all = bring_row(row, "load_matrices");
+    const unsigned g = cuda_emulator::lane() / 4, t = cuda_emulator::lane() % 4;
+    for (unsigned i = 0; i < 4; i++)
+        word[i] = row_half(all, i, g, 2 * t) | (uint32_t)row_half(all, i, g, 2 * t + 1) << 16;
+}
+static inline void load_transposed(uint32_t *word, const void *row) {
+    const cuda_emulator::Operands all = bring_row(row, "load_transposed");
+    const unsigned g = cuda_emulator::lane() / 4, t = cuda_emulator::lane() % 4;
+    for (unsigned i = 0; i < 4; i++)
+        word[i] = row_half(all, i, 2 * t, g) | (uint32_t)row_half(all, i, 2 * t + 1, g) << 16;
+}
+
+/* The tensor cores' products, with PTX's layout of the operands. */
 
 static inline void mma_bf16(float *c, const uint32_t *a, const uint32_t *b) {
     const cuda_emulator::Operands all = cuda_emulator::exchange(a, b, "mma_bf16");

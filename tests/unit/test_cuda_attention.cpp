@@ -1,11 +1,14 @@
 /* The attention kernels, run on the CPU by cuda_emulator.h, against those of the CPU backend:
- * forward and backward, odd head sizes, empty and long sequences, first-token queries, dropout,
- * every subset of wanted gradients. Other orders of threads and blocks, and other grids, must give
+ * forward and backward, odd head sizes, every short length, empty and long sequences, first-token
+ * queries, dropout, every subset of wanted gradients. Other orders of threads and blocks must give
  * the same bits. With -DPEFT_BF16 matrices are bf16; then the CPU starts from the rounded ones. */
 #include "cuda_check.h"
 
 namespace device {
 #include "../../runtime/cuda/kernel_cuda.h"
+#include "../../runtime/cuda/attention_tile.cu"
+#include "../../runtime/cuda/attention_long.cu"
+#include "../../runtime/cuda/attention_short.cu"
 #include "../../runtime/cuda/attention.cu"
 } // namespace device
 
@@ -105,6 +108,7 @@ static Problem make_problem(const Case *c) {
     p.sequences = (int64_t)c->lengths.size();
     p.tokens = p.offsets.back();
     p.offsets.insert(p.offsets.end(), {1 << 20, -5}); /* of the batch before: not looked at */
+    p.sample.insert(p.sample.end(), {-1, -2});
     p.queries = c->first_only ? p.sequences : p.tokens;
     p.width = c->heads * c->dim;
     p.sym[device::PEFT_SYM_T] = p.tokens;
@@ -173,27 +177,27 @@ typedef struct DeviceResult {
     Guarded<Stored> dq, dk, dv;
 } DeviceResult;
 
-static void forward(const Problem &p, DeviceResult *r, unsigned x, unsigned y, Order order) {
+static void forward(const Problem &p, DeviceResult *r, unsigned sequences, Order order) {
     const Case *c = p.c;
     const int64_t rows = c->first_only ? -device::PEFT_SYM_S : -device::PEFT_SYM_T;
-    run_kernel(x, y, device::ATTENTION_THREADS, order, [&] {
+    run_kernel(sequences, (unsigned)c->heads, device::ATTENTION_THREADS, order, [&] {
         device::peft_attention(p.q.stored.data(), p.k.stored.data(), p.v.stored.data(),
                                p.offsets.data(), p.rng.data(), p.sample.data(), stored(r->context),
-                               r->lse.data(), p.sym, c->heads, p.width, rows, p.scale, c->dropout,
+                               r->lse.data(), p.sym, c->dim, p.width, rows, p.scale, c->dropout,
                                SITE);
     });
 }
 
 static void backward(const Problem &p, const CpuResult &cpu, DeviceResult *r, int wanted,
-                     unsigned x, unsigned y, Order order) {
+                     unsigned sequences, Order order) {
     const Case *c = p.c;
     const int64_t rows = c->first_only ? -device::PEFT_SYM_S : -device::PEFT_SYM_T;
-    run_kernel(x, y, device::ATTENTION_THREADS, order, [&] {
+    run_kernel(sequences, (unsigned)c->heads, device::ATTENTION_THREADS, order, [&] {
         device::peft_attention_grad(
             p.dcontext.stored.data(), p.q.stored.data(), p.k.stored.data(), p.v.stored.data(),
             cpu.lse.data(), p.offsets.data(), p.rng.data(), p.sample.data(),
             wanted & DQ ? stored(r->dq) : nullptr, wanted & DK ? stored(r->dk) : nullptr,
-            wanted & DV ? stored(r->dv) : nullptr, p.sym, c->heads, p.width, rows, p.scale,
+            wanted & DV ? stored(r->dv) : nullptr, p.sym, c->dim, p.width, rows, p.scale,
             c->dropout, SITE);
     });
 }
@@ -207,10 +211,10 @@ static DeviceResult no_result(const Problem &p) {
 
 /* The grid is that of a larger batch: its last blocks have nothing to do. */
 static DeviceResult run_device(const Problem &p, const CpuResult &cpu, int wanted, Order order) {
-    const unsigned x = (unsigned)((p.sequences + 2) * p.c->heads);
+    const unsigned sequences = (unsigned)p.sequences + 2;
     DeviceResult r = no_result(p);
-    forward(p, &r, x, device::ATTENTION_PARTS, order);
-    backward(p, cpu, &r, wanted, x, 2 * device::ATTENTION_PARTS, order);
+    forward(p, &r, sequences, order);
+    backward(p, cpu, &r, wanted, sequences, order);
     return r;
 }
 
@@ -240,6 +244,20 @@ static void attention_of_random_shapes(void **) {
     }
 }
 
+/* Across all edges of tiles, and that between short and long sequences; an empty one last, whose
+ * blocks clear the rows beyond the batch. */
+static void attention_of_every_length(void **) {
+    for (int dim : {8, 16, 32, 48, 64})
+        for (bool first_only : {false, true}) {
+            Case c = {1, dim, {}, first_only, 0.1f, true};
+            for (int32_t n = 1; n <= 66; n++) c.lengths.push_back(n);
+            c.lengths.push_back(0);
+            const Problem p = make_problem(&c);
+            const CpuResult cpu = run_cpu(p);
+            equals_cpu(run_device(p, cpu, DQ | DK | DV, SHUFFLED), cpu);
+        }
+}
+
 static void same_results(const DeviceResult &a, const DeviceResult &b) {
     same_bits(a.context, b.context);
     same_bits(a.lse, b.lse);
@@ -249,28 +267,12 @@ static void same_results(const DeviceResult &a, const DeviceResult &b) {
 }
 
 static void attention_has_one_order(void **) {
-    for (size_t i : {(size_t)1, (size_t)3, (size_t)8, (size_t)10}) {
+    for (size_t i : {(size_t)0, (size_t)1, (size_t)3, (size_t)8, (size_t)10}) {
         const Problem p = make_problem(&cases[i]);
         const CpuResult cpu = run_cpu(p);
         const DeviceResult a = run_device(p, cpu, DQ | DK | DV, FORWARD);
         for (Order order : {REVERSE, SHUFFLED})
             same_results(a, run_device(p, cpu, DQ | DK | DV, order));
-    }
-}
-
-/* Blocks that are missing in y are made up for by others; more have nothing to do. */
-static void attention_does_not_depend_on_the_grid(void **) {
-    for (size_t i : {(size_t)1, (size_t)3}) {
-        const Problem p = make_problem(&cases[i]);
-        const CpuResult cpu = run_cpu(p);
-        const DeviceResult a = run_device(p, cpu, DQ | DK | DV, FORWARD);
-        for (unsigned y : {1u, 3u, 5u}) {
-            DeviceResult b = no_result(p);
-            const unsigned x = (unsigned)(p.sequences * p.c->heads);
-            forward(p, &b, x, y, SHUFFLED);
-            backward(p, cpu, &b, DQ | DK | DV, x, y, SHUFFLED);
-            same_results(a, b);
-        }
     }
 }
 
@@ -280,7 +282,7 @@ static void attention_keeps_nan(void **) {
     Problem p = make_problem(&c);
     p.k.stored[(size_t)(3 * p.width + 40)] = store(NAN); /* sequence 0, head 1 */
     DeviceResult r = no_result(p);
-    forward(p, &r, 4, device::ATTENTION_PARTS, FORWARD);
+    forward(p, &r, 2, FORWARD);
     for (int64_t i = 0; i < r.context.size(); i++) {
         const bool affected = i / p.width < 20 && i % p.width >= 32;
         assert_true(std::isnan(stored_value(r.context[i])) == affected);
@@ -289,7 +291,7 @@ static void attention_keeps_nan(void **) {
 
 /* A gradient that is wanted has the same bits alone; one that is not wanted stays untouched. */
 static void attention_computes_what_is_wanted(void **) {
-    for (size_t i : {(size_t)1, (size_t)4, (size_t)9, (size_t)10}) {
+    for (size_t i : {(size_t)0, (size_t)1, (size_t)4, (size_t)9, (size_t)10}) {
         const Problem p = make_problem(&cases[i]);
         const CpuResult cpu = run_cpu(p);
         const DeviceResult all = run_device(p, cpu, DQ | DK | DV, FORWARD);
@@ -303,6 +305,20 @@ static void attention_computes_what_is_wanted(void **) {
     }
 }
 
+/* exp(-lse) is infinite: what a tile has beyond the last key must not become a probability. dQ is a
+ * sum of large numbers that cancel out, so the gradient is a small one. */
+static void attention_of_very_small_scores(void **) {
+    const Case c = {2, 64, {7, 20, 70}, false, 0.1f, true};
+    Problem p = make_problem(&c);
+    const size_t n = p.q.value.size();
+    p.q = matrix_of(std::vector<float>(n, 6.0f));
+    p.k = matrix_of(std::vector<float>(n, -6.0f));
+    for (float &x : p.dcontext.value) x *= 0.0625f;
+    p.dcontext = matrix_of(p.dcontext.value);
+    const CpuResult cpu = run_cpu(p);
+    equals_cpu(run_device(p, cpu, DQ | DK | DV, FORWARD), cpu);
+}
+
 /* Shared memory has room for 512 queries. */
 static void attention_stops_beyond_its_limit(void **) {
     const Case c = {1, 4, {513}, false, 0.1f, true};
@@ -311,7 +327,7 @@ static void attention_stops_beyond_its_limit(void **) {
     const std::string error = cuda_emulator::launch(1, 1, device::ATTENTION_THREADS, FORWARD, [&] {
         device::peft_attention(p.q.stored.data(), p.k.stored.data(), p.v.stored.data(),
                                p.offsets.data(), p.rng.data(), p.sample.data(), stored(r.context),
-                               r.lse.data(), p.sym, 1, p.width, -device::PEFT_SYM_T, p.scale,
+                               r.lse.data(), p.sym, c.dim, p.width, -device::PEFT_SYM_T, p.scale,
                                c.dropout, SITE);
     });
     assert_non_null(strstr(error.c_str(), "trap at"));
@@ -323,10 +339,11 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(attention_equals_cpu),
         cmocka_unit_test(attention_of_random_shapes),
+        cmocka_unit_test(attention_of_every_length),
         cmocka_unit_test(attention_has_one_order),
-        cmocka_unit_test(attention_does_not_depend_on_the_grid),
         cmocka_unit_test(attention_computes_what_is_wanted),
         cmocka_unit_test(attention_keeps_nan),
+        cmocka_unit_test(attention_of_very_small_scores),
         cmocka_unit_test(attention_stops_beyond_its_limit),
     };
     return cmocka_run_group_tests_name(sizeof(work) == 2 ? "cuda_attention_bf16" : "cuda_attention",

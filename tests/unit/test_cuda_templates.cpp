@@ -6,6 +6,9 @@
 
 namespace device {
 #include "../../runtime/cuda/kernel_cuda.h"
+#include "../../runtime/cuda/attention_tile.cu"
+#include "../../runtime/cuda/attention_long.cu"
+#include "../../runtime/cuda/attention_short.cu"
 #include "../../runtime/cuda/attention.cu"
 #include "../../runtime/cuda/templates.cu"
 } // namespace device
