@@ -1,5 +1,6 @@
 /* The entry point of every compiled program: parse, dispatch, one line for a failure, the exit
  * code. */
+#include "../startup.h"
 #include "session.h"
 #include "verbs.h"
 
@@ -35,6 +36,7 @@ int peft_main(const PeftProgram *program, int argc, char **argv) {
                 program->version, PEFT_PROGRAM_VERSION);
         return 1;
     }
+    startup_begin();
     bound_spinning(argv);
     bool ok = options_parse(&o, argc, argv, &err);
     if (ok && o.help) {

@@ -4,6 +4,7 @@
 #include "verbs.h"
 
 #include "../measure.h"
+#include "../startup.h"
 #include "train_step.h"
 
 #include <errno.h>
@@ -53,8 +54,11 @@ static bool measure_gpu(Trainer *t, Profile *p, Exec *x, PeftError *err) {
 }
 
 static bool measure(Trainer *t, Profile *p, Exec *x, PeftError *err) {
+    if (!trainer_steps(t, 1, err) || !exec_pull(x, err)) return false;
+    startup_end(STARTUP_STEP);
+    if (!trainer_seek(t, 0, 0, err)) return false;
     if (x->device == DEVICE_CUDA) return measure_gpu(t, p, x, err);
-    return trainer_steps(t, 2, err) && time_apart(x, err) && timed_rounds(t, p->steps, 1, p, err);
+    return trainer_steps(t, 1, err) && time_apart(x, err) && timed_rounds(t, p->steps, 1, p, err);
 }
 
 /* ---- files ---- */
@@ -90,8 +94,10 @@ static bool run(const Session *s, Exec *x, const Files *files, PeftError *err) {
     ModelReport loaded;
     Trainer t;
     Profile p = {.x = x, .steps = o->steps ? o->steps : 20};
+    startup_end(STARTUP_DEVICE);
     if (!model_load(x, &src, s->fit.seed, &loaded, err) || !trainer_open(&t, s, x, err))
         return false;
+    startup_end(STARTUP_WEIGHTS);
     bool ok = measure(&t, &p, x, err) && write_all(o, files, &p, err);
     trainer_close(&t);
     return ok;
@@ -103,6 +109,7 @@ bool verb_profile(const PeftProgram *p, const Options *o, PeftError *err) {
     Files files = {NULL, NULL};
     unsigned fns = 1u << PEFT_FN_TRAIN | 1u << PEFT_FN_UPDATE;
     if (!session_open(&s, p, o, o->base, err)) return false;
+    startup_end(STARTUP_DATA);
     bool ok = open_file(o->csv, &files.csv, err) && open_file(o->trace, &files.trace, err);
     if (ok && (ok = room_exec_open(&x, &s, fns, err))) {
         ok = run(&s, &x, &files, err);

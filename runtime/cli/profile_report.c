@@ -2,6 +2,7 @@
 #include "profile_rows.h"
 
 #include "../memreport.h"
+#include "../startup.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -22,7 +23,10 @@ static void print_head(FILE *out, const Profile *p, double in_steps_us) {
     else
         fprintf(out, "%d threads", x->threads);
     fprintf(out, ", arena %.1f MB\n", (double)x->plan.peak / 1e6);
-    fprintf(out, "%.3f ms on average in the kernels below, each timed apart\n", in_steps_us / 1e3);
+    fprintf(out, "%.2f s to the end of the first step:", startup_total());
+    for (int i = 0; i < STARTUP_PHASES; i++)
+        fprintf(out, "%s %s %.2f", i ? "," : "", startup_name[i], startup_seconds((StartupPhase)i));
+    fprintf(out, "\n%.3f ms on average in the kernels below, each timed apart\n", in_steps_us / 1e3);
 }
 
 static void print_rows(FILE *out, const ProfileRow *row, int n, View view) {
@@ -150,6 +154,13 @@ static bool add_memory(json_t *root, const Exec *x, PeftError *err) {
     return true;
 }
 
+static json_t *json_startup(void) {
+    json_t *all = json_pack("{s:f}", "total", startup_total());
+    for (int i = 0; i < STARTUP_PHASES; i++)
+        json_object_set_new(all, startup_name[i], json_real(startup_seconds((StartupPhase)i)));
+    return all;
+}
+
 bool profile_json(FILE *out, const Profile *p, PeftError *err) {
     const Exec *x = p->x;
     json_t *root = json_pack(
@@ -158,6 +169,7 @@ bool profile_json(FILE *out, const Profile *p, PeftError *err) {
         (json_int_t)p->steps, "threads", x->threads, "ms_median", 1e3 * p->median, "ms_min",
         1e3 * p->least, "ms_max", 1e3 * p->most, "arena_bytes", (json_int_t)x->plan.peak);
     bool ok = root || peft_fail(err, "cannot make the profile as JSON");
+    if (ok) json_object_set_new(root, "startup_s", json_startup());
     for (View v = 0; ok && v < VIEW_COUNT; v++) {
         int n;
         ProfileRow *row = profile_rows(p, v, &n, err);

@@ -6,6 +6,8 @@
 #include "device.h"
 #include "internal.h"
 
+#include "../startup.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -146,9 +148,13 @@ bool cuda_open(Exec *x, PeftError *err) {
         return false;
     d->touched = peft_zalloc((size_t)x->program->nvar, 1, err);
     d->graph = peft_zalloc(CUDA_MAX_GRAPHS, sizeof *d->graph, err);
-    return d->touched && d->graph && reserve(x, err) &&
-           cuda_code_open(&d->code, d->api, x->program, x->compute, &d->gpu, err) &&
-           find_kernels(x, err) && cuda_gemm_open(&d->gemm, d->api, err) &&
+    if (!d->touched || !d->graph || !reserve(x, err)) return false;
+    startup_end(STARTUP_DEVICE);
+    if (!cuda_code_open(&d->code, d->api, x->program, x->compute, &d->gpu, err) ||
+        !find_kernels(x, err))
+        return false;
+    startup_end(STARTUP_KERNELS);
+    return cuda_gemm_open(&d->gemm, d->api, err) &&
            cuda_tuner_open(&d->tuner, d->api, &d->gpu, d->gemm, err);
 }
 

@@ -7,7 +7,7 @@ Shapes are bert-base's with random weights (BASE gives the vocabulary), batches 
 seed 42, both sides compute in bf16 with dropout 0.1, AdamW, clip 1. peftc trains two whole epochs of DATA and the
 second one counts, divided by its steps: the time a user gets, batching and progress included, validation left out. The
 peers repeat the first --steps batches of the first epoch and need not prepare data (torch_gpu.py says how each is
-measured). Seconds to the first step are wall clock from the start of a process: cold is with an empty cache of kernels
+measured). Seconds to the end of the first step count from the start of a process: cold is with an empty cache of kernels
 and algorithms, warm with the cache that the cold one left; both of peftc's include tokenising all of DATA.
 
 Runs can be divided: results are merged into --out by variant and column, so that a column measured again replaces the
@@ -74,8 +74,8 @@ def measure_peftc(variant: str, base: pathlib.Path, a) -> dict:
     compile_program(variant, base, program, a.build)
     common = ["--base", base, "--data", a.data, "--scratch", "--device", "cuda"]
     environment = {"PEFTC_CACHE": str(cache)}
-    _, cold = timed([program, "profile", *common, "--steps", 1], environment)
-    _, warm = timed([program, "profile", *common, "--steps", 1], environment)
+    cold, warm = (json.loads(timed([program, "profile", *common, "--steps", 1, "--json"], environment)[0])["startup_s"]
+                  for _ in range(2))
     timed([program, "train", *common, "--out", out, "--set", "fit.epochs=2", "--checkpoint-every", 1000000], environment)
     run = json.loads((out / "run.json").read_text())
     for folder in (out, cache):
@@ -83,7 +83,7 @@ def measure_peftc(variant: str, base: pathlib.Path, a) -> dict:
     steps, epoch, memory = run["fit"]["total_steps"] // 2, run["epochs"][1], run["memory"]
     result = dict(ms_per_step=round(1e3 * epoch["seconds"] / steps, 4), steps=steps,
                   s_per_epoch=round(epoch["seconds"], 3), first_epoch_s=round(run["epochs"][0]["seconds"], 3),
-                  cold_s=round(cold, 2), warm_s=round(warm, 2), tokens_per_step=round(epoch["tokens"] / steps, 1),
+                  cold_s=round(cold["total"], 2), warm_s=round(warm["total"], 2), cold_phases=cold, warm_phases=warm, tokens_per_step=round(epoch["tokens"] / steps, 1),
                   arena_mb=round(memory["planned_bytes"] / 1e6, 1), reached_mb=round(memory["reached_bytes"] / 1e6, 1),
                   trainable=run["trainable_params"])
     if "driver_bytes" in memory:
