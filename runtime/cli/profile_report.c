@@ -26,7 +26,8 @@ static void print_head(FILE *out, const Profile *p, double in_steps_us) {
     fprintf(out, "%.2f s to the end of the first step:", startup_total());
     for (int i = 0; i < STARTUP_PHASES; i++)
         fprintf(out, "%s %s %.2f", i ? "," : "", startup_name[i], startup_seconds((StartupPhase)i));
-    fprintf(out, "\n%.3f ms on average in the kernels below, each timed apart\n", in_steps_us / 1e3);
+    fprintf(out, "\n%.3f ms on average in the kernels below, each timed apart\n",
+            in_steps_us / 1e3);
 }
 
 static void print_rows(FILE *out, const ProfileRow *row, int n, View view) {
