@@ -8,6 +8,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -50,7 +51,7 @@ typedef struct Fill {
     int work;               /* bytes of a work value */
     const StTensor *tensor; /* NULL: initialise */
     uint64_t key;
-    float *piece; /* PIECE floats */
+    float *piece; /* PIECE floats for each thread */
 } Fill;
 
 static bool fill_piece(const Fill *f, float *out, int64_t first, int64_t n, PeftError *err) {
@@ -73,15 +74,27 @@ static bool fill_quantised(const Fill *f, void *at, PeftError *err) {
     return nf_quantizer_finish(&q, err);
 }
 
+/* Pieces in any order, each thread with room for one. */
 static bool fill(const Fill *f, void *at, PeftError *err) {
     if (peft_is_nf4(f->var->dtype)) return fill_quantised(f, at, err);
     int64_t n = var_count(f->var);
+    bool ok = true;
+#pragma omp parallel for schedule(static) if (n > PIECE)
     for (int64_t i = 0; i < n; i += PIECE) {
+        PeftError why = {{0}, 0};
+        float *piece = f->piece + (size_t)omp_get_thread_num() * PIECE;
         int64_t m = n - i < PIECE ? n - i : PIECE;
-        if (!fill_piece(f, f->piece, i, m, err)) return false;
-        storage_put(at, f->var->dtype, f->work, n, i, m, f->piece);
+        if (fill_piece(f, piece, i, m, &why)) {
+            storage_put(at, f->var->dtype, f->work, n, i, m, piece);
+            continue;
+        }
+#pragma omp critical(fill_error)
+        {
+            ok = false;
+            *err = why;
+        }
     }
-    return true;
+    return ok;
 }
 
 /* ---- loading ---- */
@@ -163,7 +176,7 @@ bool model_load(Exec *x, const ModelSource *src, uint64_t seed, ModelReport *rep
                 PeftError *err) {
     memset(report, 0, sizeof *report);
     Opened o;
-    float *piece = peft_alloc(PIECE, sizeof *piece, err);
+    float *piece = peft_alloc((size_t)omp_get_max_threads() * PIECE, sizeof *piece, err);
     bool ok = open_all(&o, src, err) && piece;
     for (int i = 0; ok && i < x->program->nvar; i++)
         ok = load_var(x, i, &o, src, seed, piece, report, err);
