@@ -105,10 +105,8 @@ static const char *load(CPrinter *p, KVal v) {
     const KInstr *in = &p->body->instr[v];
     if (c_is_filled(p, in)) return graph_printf(p->g, "u%d[%s]", v, c_scratch(p));
     int a = arg_read(p->kernel, &p->args, in->tensor);
-    if (in->op == K_KEEP)
-        return graph_printf(p->g, "pk_keep_one(a%d, site%d, %s, %s, %s, c)", a + p->first_arg,
-                            c_site(p, v), c_value(p, in->a), c_value(p, in->b),
-                            c_number(p, in->number));
+    if (in->op == K_KEEP && p->vector) return graph_printf(p->g, "k%d[u]", v);
+    if (in->op == K_KEEP) return graph_printf(p->g, "pk_keep_one(%s, c)", cuda_keep_operands(p, v));
     if (cuda_is_vector_load(p, v)) return graph_printf(p->g, "x%d[u]", v);
     const char *at = c_place(p, v);
     if (peft_is_nf4(in->tensor->type.dt))

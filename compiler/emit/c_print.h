@@ -30,10 +30,12 @@ typedef struct CPrinter {
 /* Lines of code, braces and what they enclose, the comment above a kernel: its ops and model lines.
  */
 /* cuda_vector.c: the loop over the elements of a vector, from column c0 on, with what it loads
- * before and stores behind; in between loads are x[u], results y[u]. */
+ * before and stores behind; in between loads are x[u], dropout factors k[u], results y[u]. */
 void cuda_open_vector(CPrinter *p);
 void cuda_close_vector(CPrinter *p);
 bool cuda_is_vector_load(const CPrinter *p, KVal v);
+/* What pk_keep_one and pk_keep8 take of a K_KEEP instruction, up to the column. */
+const char *cuda_keep_operands(CPrinter *p, KVal v);
 bool cuda_is_vector_result(const CPrinter *p, int out);
 
 void c_line(CPrinter *p, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

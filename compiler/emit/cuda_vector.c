@@ -2,6 +2,7 @@
  * stores whole vectors, and draws the dropout numbers of all eight at once. Invariant: all loads of
  * a vector come before its first store, as those of a single element do; results may therefore lie
  * over operands that are read at the element that is written. */
+#include "../../runtime/cpu/philox.h"
 #include "c_print.h"
 
 static bool is_float(uint8_t storage) {
@@ -58,6 +59,23 @@ static bool is_read(const CPrinter *p, KVal v) {
     return false;
 }
 
+const char *cuda_keep_operands(CPrinter *p, KVal v) {
+    const KInstr *in = &p->body->instr[v];
+    uint32_t threshold = philox_threshold((float)in->number);
+    return graph_printf(p->g, "a%d, site%d, %s, %s, %uu, %s",
+                        p->first_arg + arg_read(p->kernel, &p->args, in->tensor), c_site(p, v),
+                        c_value(p, in->a), c_value(p, in->b), threshold,
+                        c_number(p, (double)philox_scale(threshold)));
+}
+
+static void draw_numbers(CPrinter *p) {
+    for (int v = 0; v < p->body->n; v++) {
+        if (p->body->instr[v].op != K_KEEP || !is_read(p, v)) continue;
+        c_line(p, "float k%d[%d];", v, CUDA_VECTOR);
+        c_line(p, "pk_keep8(%s, c0, k%d);", cuda_keep_operands(p, v), v);
+    }
+}
+
 void cuda_open_vector(CPrinter *p) {
     p->vector = true;
     p->column = "c0";
@@ -70,6 +88,7 @@ void cuda_open_vector(CPrinter *p) {
         c_line(p, "pk_get8%s(%s, x%d);", c_access(p, a),
                c_operands(p, a, c_place(p, v), tensor->type), v);
     }
+    draw_numbers(p);
     for (int i = 0; i < p->kernel->nout; i++)
         if (cuda_is_vector_result(p, i)) c_line(p, "alignas(16) float y%d[%d];", i, CUDA_VECTOR);
     c_line(p, "#pragma unroll");

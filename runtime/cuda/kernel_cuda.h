@@ -301,23 +301,33 @@ typedef struct PhiloxRow { /* everything but the column, and what becomes of a n
     float scale;        /* of those kept */
 } PhiloxRow;
 
-/* rng: seed low, seed high, step, dropout on. p is clamped to [0, 1]; NaN counts as 0. */
-PK_DEVICE PhiloxRow philox_row(const int32_t *rng, int32_t site, int32_t sample, int32_t position,
-                               float p) {
+/* rng: seed low, seed high, step, dropout on. Where it is off all numbers are kept as they are. */
+PK_DEVICE PhiloxRow philox_keyed(const int32_t *rng, int32_t site, int32_t sample, int32_t position,
+                                 uint32_t threshold, float scale) {
     PhiloxRow r;
+    const bool on = rng[3] != 0;
     r.k0 = (uint32_t)rng[0] ^ (uint32_t)rng[1] * 0x85ebca6bu;
     r.k1 = (uint32_t)rng[2];
     r.sample = (uint32_t)sample;
     r.position = (uint32_t)position;
     r.site = (uint32_t)site;
-    r.threshold = p >= 1.0f ? 65536u : p > 0.0f ? (uint32_t)(p * 65536.0f + 0.5f) : 0u;
-    if (!rng[3]) r.threshold = 0;
-    r.scale = r.threshold < 65536u ? __fdiv_rn(65536.0f, (float)(65536u - r.threshold)) : 0.0f;
+    r.threshold = on ? threshold : 0;
+    r.scale = on ? scale : 1.0f;
     return r;
 }
 
-PK_DEVICE uint32_t philox_number(const PhiloxRow &r, int64_t column) {
-    uint32_t c0 = (uint32_t)(column >> 3), c1 = r.sample, c2 = r.position, c3 = r.site;
+/* p is clamped to [0, 1]; NaN counts as 0. */
+PK_DEVICE PhiloxRow philox_row(const int32_t *rng, int32_t site, int32_t sample, int32_t position,
+                               float p) {
+    const uint32_t drop = p >= 1.0f ? 65536u : p > 0.0f ? (uint32_t)(p * 65536.0f + 0.5f) : 0u;
+    const float scale = drop < 65536u ? __fdiv_rn(65536.0f, (float)(65536u - drop)) : 0.0f;
+    return philox_keyed(rng, site, sample, position, drop, scale);
+}
+
+/* The eight numbers of columns 8 * block .. 8 * block + 7: 16 bits each, the first in the lower
+ * half of word[0]. */
+PK_DEVICE void philox_block(const PhiloxRow &r, uint32_t block, uint32_t *word) {
+    uint32_t c0 = block, c1 = r.sample, c2 = r.position, c3 = r.site;
     uint32_t k0 = r.k0, k1 = r.k1;
 #pragma unroll
     for (int round = 0; round < 7; round++) {
@@ -330,19 +340,36 @@ PK_DEVICE uint32_t philox_number(const PhiloxRow &r, int64_t column) {
         k0 += 0x9e3779b9u;
         k1 += 0xbb67ae85u;
     }
-    const uint32_t low = column & 2 ? c1 : c0, high = column & 2 ? c3 : c2;
+    word[0] = c0;
+    word[1] = c1;
+    word[2] = c2;
+    word[3] = c3;
+}
+
+PK_DEVICE uint32_t philox_number(const PhiloxRow &r, int64_t column) {
+    uint32_t word[4];
+    philox_block(r, (uint32_t)(column >> 3), word);
+    const uint32_t low = column & 2 ? word[1] : word[0], high = column & 2 ? word[3] : word[2];
     return (column & 4 ? high : low) >> (16 * (column & 1)) & 0xffffu;
 }
 
-/* 0 or the scale; 1 where dropout is off. */
-PK_DEVICE float philox_keep(const PhiloxRow &r, int64_t column) {
-    if (r.threshold == 0) return 1.0f;
+/* The factor of an element: 0 or the scale; 1 where dropout is off. What is constant comes from the
+ * compiler: a division here would need branches, between which nothing is moved or shared. */
+PK_DEVICE float pk_keep_one(const int32_t *rng, int32_t site, int32_t sample, int32_t position,
+                            uint32_t threshold, float scale, int64_t column) {
+    const PhiloxRow r = philox_keyed(rng, site, sample, position, threshold, scale);
     return philox_number(r, column) < r.threshold ? 0.0f : r.scale;
 }
 
-PK_DEVICE float pk_keep_one(const int32_t *rng, int32_t site, int32_t sample, int32_t position,
-                            float p, int64_t column) {
-    return philox_keep(philox_row(rng, site, sample, position, p), column);
+/* Those of eight elements from a multiple of eight on: one draw. */
+PK_DEVICE void pk_keep8(const int32_t *rng, int32_t site, int32_t sample, int32_t position,
+                        uint32_t threshold, float scale, int64_t column, float *keep) {
+    const PhiloxRow r = philox_keyed(rng, site, sample, position, threshold, scale);
+    uint32_t word[4];
+    philox_block(r, (uint32_t)(column >> 3), word);
+#pragma unroll
+    for (int k = 0; k < 8; k++)
+        keep[k] = (word[k / 2] >> (16 * (k & 1)) & 0xffffu) < r.threshold ? 0.0f : r.scale;
 }
 
 /* ---- reductions ---- */

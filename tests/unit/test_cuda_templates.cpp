@@ -150,14 +150,26 @@ static void keep_has_the_bits_of_the_cpu(void **) {
             const PhiloxRow row = philox_row(seed, (uint32_t)state[2], (uint32_t)site,
                                              (uint32_t)sample, (uint32_t)position);
             const uint32_t threshold = philox_threshold(p);
-            float want[37];
-            philox_keep_row(&row, first, 37, threshold, philox_scale(threshold), want);
-            for (int64_t c = 0; c < 37; c++) {
-                float got = device::pk_keep_one(state, site, sample, position, p, first + c);
+            const float scale = philox_scale(threshold);
+            float want[40], eight[8];
+            philox_keep_row(&row, first, 40, threshold, scale, want);
+            for (int64_t c = 0; c < 40; c++) {
+                float got =
+                    device::pk_keep_one(state, site, sample, position, threshold, scale, first + c);
                 assert_memory_equal(&got, &want[c], sizeof got);
             }
+            for (int64_t c = 0; c < 40; c += 8) {
+                device::pk_keep8(state, site, sample, position, threshold, scale, first + c, eight);
+                assert_memory_equal(eight, &want[c], sizeof eight);
+            }
+            const device::PhiloxRow own = device::philox_row(state, site, sample, position, p);
+            assert_memory_equal(&own.scale, &scale, sizeof scale);
+            assert_int_equal(own.threshold, threshold);
             const int32_t off[4] = {state[0], state[1], state[2], 0};
-            assert_true(device::pk_keep_one(off, site, sample, position, p, first) == 1.0f);
+            device::pk_keep8(off, site, sample, position, threshold, scale, first, eight);
+            for (float factor : eight) assert_true(factor == 1.0f);
+            assert_true(device::pk_keep_one(off, site, sample, position, threshold, scale, first) ==
+                        1.0f);
         }
     }
 }
