@@ -115,6 +115,11 @@ fullest() { # the fullest step of the timeline is the plan's lower bound, to the
 check "the timeline's fullest step is the plan's bound on a GPU" fullest
 check "profile as JSON on the CPU" profile none cpu
 check "the timeline's fullest step is the plan's bound" fullest
+start() { # phases of the start: all there, adding up to the whole
+    awk '/"startup_s"/ { on = 1; next } on && /}/ { on = 0 } on { gsub(/[",:]/, " "); if ($1 == "total") total = $2; else { sum += $2; n++ } }
+         END { print n " phases, " sum " of " total " s"; exit !(n == 5 && total > 0 && sum > 0.999 * total && sum < 1.001 * total) }' "$tmp/p.json"
+}
+check "what the start is spent on" start
 check "profile as text" prints "MB alive over the steps" fed profile --steps 1
 check "profile with accumulation" prints "planned peak" "$tmp/acc" profile --base "$tmp/base" --data "$tmp/data" --scratch --steps 1
 check "a trace that cannot be written" refuses 1 "cannot write /proc/nothing/t" fed profile --trace /proc/nothing/t
