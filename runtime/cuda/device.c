@@ -215,6 +215,19 @@ static void *var_at(const Exec *x, int var) {
     return x->arena + x->plan.var_offset[var];
 }
 
+/* What a function's kernels have done wrong is seen only when they have ended, and ends all use of
+ * the GPU by this process. */
+bool cuda_function_ended(CUresult code, PeftError *err) {
+    PeftError why = {{0}, 0};
+    if (cuda_ok(code, "run a function", &why)) return true;
+    err->code = why.code;
+    return peft_fail(
+        err,
+        "%.700s; --resume goes on from the last checkpoint; with CUDA_LAUNCH_BLOCKING=1 "
+        "and " CUDA_GRAPH_VARIABLE "=off the message names the kernel",
+        why.msg);
+}
+
 bool cuda_pull(Exec *x, PeftError *err) {
     if (!x->cuda->ahead) return true;
     for (int i = 0; i < x->program->nvar; i++) {
@@ -255,7 +268,7 @@ static bool fetch_outputs(Exec *x, PeftFn fn, const int64_t *sym, PeftError *err
             !download(x, host, plan_bytes(DT_F32, o->rank, o->dim, sym), err))
             return false;
     }
-    return cuda_wait(x, "run a function", err);
+    return cuda_function_ended(x->cuda->api->cuStreamSynchronize(x->cuda->stream), err);
 }
 
 /* ---- running ---- */
@@ -294,8 +307,7 @@ bool cuda_submit(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT],
 
 bool cuda_collect(Exec *x, int at, float scalar[EXEC_SCALARS], PeftError *err) {
     const CudaQueue *q = x->cuda->queue;
-    if (!cuda_ok(x->cuda->api->cuEventSynchronize(q->done[at]), "run a function", err))
-        return false;
+    if (!cuda_function_ended(x->cuda->api->cuEventSynchronize(q->done[at]), err)) return false;
     memcpy(scalar, q->slot + (size_t)at * q->slot_bytes + SLOT_SCALARS,
            EXEC_SCALARS * sizeof *scalar);
     return true;

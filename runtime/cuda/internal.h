@@ -87,6 +87,9 @@ int64_t cuda_library_workspace(const PeftGemm *g);
 /* Waits for everything launched so far. what: for the message. */
 bool cuda_wait(const Exec *x, const char *what, PeftError *err);
 
+/* The code of a wait for a function's results; the message says what a user can do. */
+bool cuda_function_ended(CUresult code, PeftError *err);
+
 /* Launches all steps of a function for this size of batch; the stream waits for them. */
 bool cuda_launch_function(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT], PeftError *err);
 /* Drops graphs, orders, events and the other streams. */

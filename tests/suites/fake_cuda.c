@@ -2,7 +2,8 @@
  * call succeeds and computes nothing. Compiled twice and linked: with -DSTUBS the functions that
  * only succeed, without it those that give something back. FREE: bytes of free memory, MOST: that
  * it gives at once. Events are a microsecond apart; a cubin says which options it was compiled
- * with. */
+ * with. BREAK: graphs that it launches well; the next one, and everything from then on, fails when
+ * it is waited for. BREAK_KERNEL: the same for kernels, which fail at once. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -27,6 +28,12 @@ CUDA_CUBLASLT_API(X)
 #endif
 #ifndef MOST
 #define MOST 70000000000
+#endif
+#ifndef BREAK
+#define BREAK 1000000000
+#endif
+#ifndef BREAK_KERNEL
+#define BREAK_KERNEL 1000000000
 #endif
 #ifndef MINOR
 #define MINOR 0
@@ -84,6 +91,43 @@ CUresult cuMemAlloc_v2(CUdeviceptr *at, size_t bytes) {
     if (bytes > MOST) return CUDA_ERROR_OUT_OF_MEMORY;
     taken += bytes;
     *at = (CUdeviceptr)1 << 40;
+    return CUDA_SUCCESS;
+}
+
+static int graphs, kernels; /* launched */
+
+static CUresult state(void) {
+    return graphs > BREAK || kernels > BREAK_KERNEL ? (CUresult)700 : CUDA_SUCCESS;
+}
+
+CUresult cuGraphLaunch(CUgraphExec exec, CUstream stream) {
+    CUresult before = state();
+    (void)exec, (void)stream;
+    graphs++;
+    return before;
+}
+
+CUresult cuLaunchKernel(CUfunction f, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+                        unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared,
+                        CUstream stream, void **param, void **extra) {
+    (void)f, (void)grid_x, (void)grid_y, (void)grid_z, (void)block_x, (void)block_y, (void)block_z;
+    (void)shared, (void)stream, (void)param, (void)extra;
+    kernels++;
+    return state();
+}
+
+CUresult cuEventSynchronize(CUevent event) {
+    (void)event;
+    return state();
+}
+
+CUresult cuStreamSynchronize(CUstream stream) {
+    (void)stream;
+    return state();
+}
+
+CUresult cuGetErrorString(CUresult code, const char **text) {
+    *text = code == 700 ? "an illegal memory access was encountered" : "error";
     return CUDA_SUCCESS;
 }
 

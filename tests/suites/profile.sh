@@ -124,6 +124,20 @@ check "profile as text" prints "MB alive over the steps" fed profile --steps 1
 check "profile with accumulation" prints "planned peak" "$tmp/acc" profile --base "$tmp/base" --data "$tmp/data" --scratch --steps 1
 check "a trace that cannot be written" refuses 1 "cannot write /proc/nothing/t" fed profile --trace /proc/nothing/t
 
+# ---- a GPU that fails in the middle of training ----
+check "one that breaks after five graphs" fake breaks -DBREAK=5
+check "one that breaks after a hundred kernels" fake breaks-kernel -DBREAK_KERNEL=100
+broken() { # the checkpoint from before is whole
+    local out=$tmp/broken
+    on breaks refuses 1 "illegal memory access was encountered (error 700); --resume goes on" \
+        fed train --out "$out" --device cuda --checkpoint-every 1 || return 1
+    [ -s "$out/checkpoint" ] && [ ! -e "$out/run.json" ] || { ls "$out"; return 1; }
+    on gpu prints "best epoch" fed train --out "$out" --device cuda --resume && [ -s "$out/run.json" ]
+}
+check "a failing GPU: the message, the checkpoint, --resume" broken
+named() { PEFTC_CUDA_GRAPH=off on breaks-kernel refuses 1 "lib/bert.bert:" fed train --out "$tmp/named" --device cuda && grep -q "error: k[0-9]*_" "$tmp/said"; }
+check "launched one by one, the kernel and its line are named" named
+
 # ---- code compiled ahead ----
 ahead() { on gpu "$peftc" models/lora_r16.bert --base "$tmp/base" --opt 1 --arch "$1" -o "$tmp/ahead"; }
 check "--arch" ahead sm_80,sm_90
