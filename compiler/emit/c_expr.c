@@ -113,11 +113,12 @@ static const char *load(CPrinter *p, KVal v) {
     int a = arg_read(p->kernel, &p->args, in->tensor);
     if (in->op == K_KEEP && p->vector) return graph_printf(p->g, "k%d[u]", p->first_value + v);
     if (in->op == K_KEEP) return graph_printf(p->g, "pk_keep_one(%s, c)", cuda_keep_operands(p, v));
-    if (cuda_is_vector_load(p, v)) return graph_printf(p->g, "x%d[u]", p->first_value + v);
-    const char *at = c_place(p, v);
+    bool vector = cuda_is_vector_load(p, v);
+    const char *at = vector ? NULL : c_place(p, v);
     if (peft_is_nf4(in->tensor->type.dt))
         return graph_printf(p->g, "nf4_value(%sa%d, %s)", p->cuda ? "" : "&", a + p->first_arg, at);
-    const char *value = element(p, a, at, in->tensor->type);
+    const char *value = vector ? graph_printf(p->g, "x%d[u]", p->first_value + v)
+                               : element(p, a, at, in->tensor->type);
     return in->op != K_SCATTER ? value
                                : graph_printf(p->g, "%s < 0 ? 0 : %s", c_atom(p, in->a), value);
 }

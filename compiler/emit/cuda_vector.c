@@ -18,9 +18,9 @@ static bool is_load(const KInstr *in) {
 
 static bool load_fits(const Code *code, const Args *args, const KInstr *in) {
     int a = arg_read(code->kernel, args, in->tensor);
-    if (in->op == K_SCATTER || !is_float(code->storage[a])) return false;
+    if (!is_float(code->storage[a])) return false;
     Access access = access_of(code->kernel->body, in->tensor->type);
-    return in->op == K_GATHER || access == ACCESS_ELEMENT || access == ACCESS_COLUMN;
+    return in->op != K_LOAD || access == ACCESS_ELEMENT || access == ACCESS_COLUMN;
 }
 
 static bool fits(Graph *g, const Code *code) {
