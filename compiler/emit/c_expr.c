@@ -45,8 +45,13 @@ bool c_is_filled(const CPrinter *p, const KInstr *in) {
 
 /* The row of a table that an index names, as the start of a position. */
 static const char *table_position(CPrinter *p, const KInstr *in) {
-    const char *row = c_atom(p, in->a);
-    const char *at = graph_printf(p->g, in->op == K_SCATTER ? "pk_slot(%s)" : "(int64_t)%s", row);
+    const char *row = p->live ? graph_printf(p->g, "live ? %s : 0", c_value(p, in->a)) : NULL;
+    const char *at;
+    if (in->op == K_SCATTER)
+        at = graph_printf(p->g, "pk_slot(%s)", row ? row : c_value(p, in->a));
+    else
+        at =
+            graph_printf(p->g, row ? "(int64_t)(%s)" : "(int64_t)%s", row ? row : c_atom(p, in->a));
     if (in->level != LEVEL_ELEMENT) return at;
     return graph_printf(p->g, "%s * %lld + %s", at, (long long)p->body->cols, column(p));
 }
@@ -93,6 +98,7 @@ static const char *element(CPrinter *p, int a, const char *at, Type t) {
 void c_store(CPrinter *p, int out, const char *at, const char *value) {
     int a = arg_written(p->kernel, &p->args, out);
     Type t = p->kernel->out[out]->type;
+    if (p->live) value = graph_printf(p->g, "live ? %s : 0", value);
     if (cuda_is_vector_result(p, out))
         c_line(p, "y%d[u] = %s;", out, value);
     else if (is_plain(p, a))
@@ -105,13 +111,14 @@ static const char *load(CPrinter *p, KVal v) {
     const KInstr *in = &p->body->instr[v];
     if (c_is_filled(p, in)) return graph_printf(p->g, "u%d[%s]", v, c_scratch(p));
     int a = arg_read(p->kernel, &p->args, in->tensor);
-    if (in->op == K_KEEP && p->vector) return graph_printf(p->g, "k%d[u]", v);
+    if (in->op == K_KEEP && p->vector) return graph_printf(p->g, "k%d[u]", p->first_value + v);
     if (in->op == K_KEEP) return graph_printf(p->g, "pk_keep_one(%s, c)", cuda_keep_operands(p, v));
-    if (cuda_is_vector_load(p, v)) return graph_printf(p->g, "x%d[u]", v);
-    const char *at = c_place(p, v);
+    bool vector = cuda_is_vector_load(p, v);
+    const char *at = vector ? NULL : c_place(p, v);
     if (peft_is_nf4(in->tensor->type.dt))
         return graph_printf(p->g, "nf4_value(%sa%d, %s)", p->cuda ? "" : "&", a + p->first_arg, at);
-    const char *value = element(p, a, at, in->tensor->type);
+    const char *value = vector ? graph_printf(p->g, "x%d[u]", p->first_value + v)
+                               : element(p, a, at, in->tensor->type);
     return in->op != K_SCATTER ? value
                                : graph_printf(p->g, "%s < 0 ? 0 : %s", c_atom(p, in->a), value);
 }

@@ -15,7 +15,10 @@ typedef struct CPrinter {
     Loops loops;
     bool cuda;                 /* a thread computes single elements: no scratch rows */
     int first_arg, first_site; /* of the kernel, among those of a code of two */
+    int first_value;           /* of its vectors, so */
     bool vector;               /* within the loop over a vector's elements */
+    bool early;                /* vectors are loaded at the row's head */
+    bool live;                 /* the row may be one that the batch does not have: !live */
     const bool *stored;        /* by result: it is stored; NULL: all are */
     const char *column;        /* of the element: a C expression; NULL: "c" */
     struct CPrinter *epilogue; /* of such a code's row: what comes before it */
@@ -31,6 +34,8 @@ typedef struct CPrinter {
  */
 /* cuda_vector.c: the loop over the elements of a vector, from column c0 on, with what it loads
  * before and stores behind; in between loads are x[u], dropout factors k[u], results y[u]. */
+void cuda_load_early(CPrinter *p);   /* what all loops read, but for what follows from indices */
+void cuda_gather_early(CPrinter *p); /* that, and dropout factors: the row's values have names */
 void cuda_open_vector(CPrinter *p);
 void cuda_close_vector(CPrinter *p);
 bool cuda_is_vector_load(const CPrinter *p, KVal v);

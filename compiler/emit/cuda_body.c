@@ -2,7 +2,9 @@
  * thread for each element when nothing is reduced, a block for each row when something is, a block
  * for 32 columns of a column sum, parts of blocks for a whole sum. Invariant: every sum is added up
  * in an order that depends on sizes alone; a thread stores an element only after it has read
- * everything that lay there, row results only when the whole block has.
+ * everything that lay there, row results only when the whole block has: a row's vectors and single
+ * values are read before its first barrier. A block takes the row of its number and finds out late
+ * whether the batch has it: what it reads is memory in any case but where an index leads.
  * A code of two (CodeJoin) has the arguments of the epilogue behind the product's operands, then
  * those of the rows, numbered behind them; so with dropout sites. */
 #include "c_print.h"
@@ -58,12 +60,6 @@ static void name_elements(CPrinter *p, int at) {
     loop_uses(p->kernel, &p->loops, at);
     for (int v = 0; v < p->body->n; v++)
         if (p->loops.uses[v]) c_name(p, v, p->loops.uses[v] > 1);
-}
-
-static bool has_result(const Kernel *k, Access access) {
-    for (int i = 0; i < k->nout; i++)
-        if (k->out_val[i] >= 0 && access_of(k->body, k->out[i]->type) == access) return true;
-    return false;
 }
 
 /* What the batch does not have of a result is zero; `at` is its place. */
@@ -140,6 +136,10 @@ static bool ends_in_loop(const CPrinter *p, KVal v) {
     return is_reduction(&p->body->instr[v]) && p->loops.phase[v] == p->loop + 1;
 }
 
+static const char *sum_or_max(const CPrinter *p, KVal v) {
+    return p->body->instr[v].op == K_ROW_SUM ? "sum" : "max";
+}
+
 /* A thread's share of a reduction, before and in the loop, and what the block makes of it. */
 static void start_reductions(CPrinter *p) {
     for (int v = 0; v < p->body->n; v++)
@@ -158,32 +158,82 @@ static void add_to_reductions(CPrinter *p) {
     }
 }
 
-static void finish_reductions(CPrinter *p) {
-    for (int v = 0; v < p->body->n; v++) {
-        if (!ends_in_loop(p, v)) continue;
-        c_line(p, "const float v%d = %s(s%d);", v,
-               p->body->instr[v].op == K_ROW_SUM ? "block_sum" : "block_max", v);
-        p->named[v] = true;
-    }
+/* A block that goes on to other rows: one reduction after the other. */
+static void finish_apart(CPrinter *p) {
+    for (int v = 0; v < p->body->n; v++)
+        if (ends_in_loop(p, v))
+            c_line(p, "const float v%d = block_%s(s%d);", v, sum_or_max(p, v), v);
 }
 
-/* A thread's loop over its elements of the row: element i of them is in column c. */
-static void open_columns(CPrinter *p) {
-    long long cols = (long long)p->body->cols, vector = p->code->vector;
-    long long block = row_block(p->code), n = per_thread(p) / vector;
-    char at = vector > 1 ? 'j' : 'i';
-    if (n * vector <= UNROLLED) c_line(p, "#pragma unroll");
-    c_open(p, graph_printf(p->g, "for (int %c = 0; %c < %lld; %c++)", at, at, n, at));
-    if (vector == 1) {
-        c_line(p, "const int64_t c = threadIdx.x + i * %lld;", block);
-        if (cols % block) c_line(p, "if (c >= %lld) break;", cols);
-        return;
+/* Warps leave their parts in memory of this reduction alone: all of a loop share one barrier. */
+static void finish_together(CPrinter *p) {
+    int warps = row_block(p->code) / 32, ended = 0;
+    for (int v = 0; v < p->body->n; v++) {
+        if (!ends_in_loop(p, v)) continue;
+        ended++;
+        if (warps == 1) {
+            c_line(p, "const float v%d = warp_%s(s%d);", v, sum_or_max(p, v), v);
+            continue;
+        }
+        c_line(p, "__shared__ float part%d[%d];", v, warps);
+        c_line(p, "pk_put_part(part%d, warp_%s(s%d));", v, sum_or_max(p, v), v);
     }
+    if (!ended || warps == 1) return;
+    c_line(p, "__syncthreads();");
+    for (int v = 0; v < p->body->n; v++)
+        if (ends_in_loop(p, v))
+            c_line(p, "const float v%d = pk_%s_parts<%d>(part%d);", v, sum_or_max(p, v), warps, v);
+}
+
+static void finish_reductions(CPrinter *p) {
+    if (is_sum_kernel(p->kernel))
+        finish_apart(p);
+    else
+        finish_together(p);
+    for (int v = 0; v < p->body->n; v++)
+        if (ends_in_loop(p, v)) p->named[v] = true;
+}
+
+/* Columns of the row from c0 on, a thread's only ones. */
+static void open_vector(CPrinter *p) {
+    if (p->body->cols / p->code->vector % row_block(p->code)) {
+        c_open(p, graph_printf(p->g, "if (c0 < %lld)", (long long)p->body->cols));
+    } else {
+        c_line(p, "{");
+        p->indent++;
+    }
+    cuda_open_vector(p);
+    c_line(p, "const int i = u;");
+}
+
+static void open_vectors(CPrinter *p, long long n) {
+    long long cols = (long long)p->body->cols, vector = p->code->vector;
+    long long block = row_block(p->code);
+    c_open(p, graph_printf(p->g, "for (int j = 0; j < %lld; j++)", n));
     c_line(p, "const int64_t c0 = %lld * (int64_t)(threadIdx.x + j * %lld);", vector, block);
     if (cols / vector % block) c_line(p, "if (c0 >= %lld) break;", cols);
     cuda_open_vector(p);
     c_line(p, "const int i = %lld * j + u;", vector);
-    c_line(p, "(void)i;");
+}
+
+static void open_scalars(CPrinter *p, long long n) {
+    long long cols = (long long)p->body->cols, block = row_block(p->code);
+    c_open(p, graph_printf(p->g, "for (int i = 0; i < %lld; i++)", n));
+    c_line(p, "const int64_t c = threadIdx.x + i * %lld;", block);
+    if (cols % block) c_line(p, "if (c >= %lld) break;", cols);
+}
+
+/* A thread's loop over its elements of the row: element i of them is in column c. */
+static void open_columns(CPrinter *p) {
+    long long vector = p->code->vector, n = per_thread(p) / vector;
+    if (n * vector <= UNROLLED && !p->early) c_line(p, "#pragma unroll");
+    if (p->early)
+        open_vector(p);
+    else if (vector > 1)
+        open_vectors(p, n);
+    else
+        open_scalars(p, n);
+    if (vector > 1) c_line(p, "(void)i;");
 }
 
 static void close_columns(CPrinter *p) {
@@ -211,18 +261,16 @@ static void print_row_loop(CPrinter *p) {
     finish_reductions(p);
 }
 
+/* Results lie over what the whole block has read at the row's head: before the barrier of a
+ * reduction, or one of their own. */
 static void store_row_results(CPrinter *p) {
     if (!has_row_result(p->kernel)) return;
-    for (int v = 0; v < p->body->n; v++) /* read by the whole block before one thread stores */
-        if (p->body->instr[v].level == LEVEL_ROW && p->loops.phase[v] == p->loops.n)
-            c_name(p, v, c_is_shared(p, v));
-    c_line(p, "__syncthreads();");
+    if (!reduces_rows(p->body) || row_block(p->code) == 32) c_line(p, "__syncthreads();");
     c_open(p, "if (threadIdx.x == 0)");
     bool *outside = c_begin_scope(p);
     c_stores(p, false);
     p->named = outside;
     c_close(p);
-    c_line(p, "__syncthreads();");
 }
 
 static bool is_kept_result(const CPrinter *rows, int result) {
@@ -245,6 +293,7 @@ static void print_epilogue(CPrinter *rows) {
     bool *outside = c_begin_scope(p);
     c_scalars(p, LEVEL_UNIFORM, 0);
     c_scalars(p, LEVEL_ROW, 0);
+    if (p->early) cuda_gather_early(p);
     p->loop = 0;
     p->stored = rows->code->join->stored;
     open_columns(p);
@@ -261,48 +310,54 @@ static void print_epilogue(CPrinter *rows) {
     c_close(p);
 }
 
-static void print_epilogue_zeros(CPrinter *rows) {
-    CPrinter *p = rows->epilogue;
-    p->indent = rows->indent;
-    for (int i = 0; i < p->kernel->nout; i++)
-        if (rows->code->join->stored[i]) c_store(p, i, c_index(p, ACCESS_ELEMENT), "0.0f");
-}
-
-/* In the loop over rows: a row beyond the batch. */
-static void print_zero_row(CPrinter *p) {
-    c_open(p, "if (r >= count)");
-    if (has_result(p->kernel, ACCESS_ELEMENT) || p->epilogue) {
-        c_open(p, graph_printf(p->g, "for (int64_t c = threadIdx.x; c < %lld; c += blockDim.x)",
-                               (long long)p->body->cols));
-        print_zeros(p, ACCESS_ELEMENT, c_index(p, ACCESS_ELEMENT));
-        if (p->epilogue) print_epilogue_zeros(p);
-        c_close(p);
-    }
-    if (has_result(p->kernel, ACCESS_ROW)) {
-        c_open(p, "if (threadIdx.x == 0)");
-        print_zeros(p, ACCESS_ROW, "r");
-        c_close(p);
-    }
-    c_line(p, "continue;");
-    c_close(p);
-}
-
-static void print_rows(CPrinter *p) {
-    bool padding = has_padding(p->kernel);
-    c_line(p, "const int64_t count = peft_dim(rows, sym);");
-    if (padding) c_line(p, "const int64_t end = peft_rows(rows, sym);");
-    c_open(p, graph_printf(p->g, "for (int64_t r = blockIdx.x; r < %s; r += gridDim.x)",
-                           padding ? "end" : "count"));
-    if (padding) print_zero_row(p);
-    if (p->epilogue) print_epilogue(p);
+static void print_row_loops(CPrinter *p) {
     for (int v = 0; v < p->body->n; v++)
         if (p->loops.kept[v]) c_line(p, "float w%d[%lld];", v, (long long)per_thread(p));
-    c_scalars(p, LEVEL_ROW, 0);
     for (p->loop = 0; p->loop < p->loops.n; p->loop++) {
         print_row_loop(p);
         c_scalars(p, LEVEL_ROW, p->loop + 1);
     }
-    if (!is_sum_kernel(p->kernel)) store_row_results(p);
+}
+
+/* Loads that wait for nothing. A thread with more than one vector loads them in its loops. */
+static void load_early(CPrinter *p) {
+    p->early = p->code->vector > 1 && per_thread(p) == p->code->vector;
+    if (p->early) cuda_load_early(p);
+}
+
+/* Whether the batch has the row is known late: rows that only make it up to whole steps are
+ * computed as the others are, and zero where they are stored. Other launches have no such rows,
+ * but for sizes that follow from one of these. */
+static void open_row(CPrinter *p) {
+    CPrinter *epilogue = p->epilogue;
+    c_line(p, "const int64_t r = blockIdx.x;");
+    if (p->code->vector > 1 && per_thread(p) == p->code->vector)
+        c_line(p, "const int64_t c0 = %d * (int64_t)threadIdx.x;", p->code->vector);
+    if (epilogue) load_early(epilogue);
+    load_early(p);
+    p->live = has_padding(p->kernel);
+    if (epilogue) epilogue->live = p->live;
+    if (p->live)
+        c_line(p, "const bool live = r < peft_dim(rows, sym);");
+    else
+        c_line(p, "if (r >= peft_dim(rows, sym)) return;");
+    c_scalars(p, LEVEL_ROW, 0);
+    if (p->early) cuda_gather_early(p);
+}
+
+static void print_rows(CPrinter *p) {
+    open_row(p);
+    if (p->epilogue) print_epilogue(p);
+    print_row_loops(p);
+    store_row_results(p);
+}
+
+/* Blocks that go on to other rows, with the total of those before. */
+static void print_summed_rows(CPrinter *p) {
+    c_line(p, "const int64_t count = peft_dim(rows, sym);");
+    c_open(p, "for (int64_t r = blockIdx.x; r < count; r += gridDim.x)");
+    c_scalars(p, LEVEL_ROW, 0);
+    print_row_loops(p);
     c_close(p);
 }
 
@@ -335,7 +390,7 @@ static void print_full_sum(CPrinter *p) {
     KVal v = k->out_val[0];
     c_line(p, "double total = 0.0;");
     if (reduces_rows(p->body)) {
-        print_rows(p);
+        print_summed_rows(p);
     } else if (p->body->instr[v].level == LEVEL_ELEMENT) {
         print_elements(p);
     } else {
@@ -439,6 +494,7 @@ static void emit_join(FILE *out, Graph *g, const Code *code) {
     then.epilogue = &first;
     then.first_arg = first.args.n;
     then.first_site = count_sites(first.body);
+    then.first_value = first.body->n;
     fprintf(out, "/* %s,\n * then %s */\n", kernel_label(g, first.kernel, '+', first.kernel->nnode),
             kernel_label(g, then.kernel, '+', then.kernel->nnode));
     print_head(&then);

@@ -1,7 +1,8 @@
 /* Elements of CUDA kernels eight at a time: a thread that works on eight neighbours loads and
- * stores whole vectors, and draws the dropout numbers of all eight at once. Invariant: all loads of
- * a vector come before its first store, as those of a single element do; results may therefore lie
- * over operands that are read at the element that is written. */
+ * stores whole vectors, and draws the dropout numbers of all eight at once. A thread that has one
+ * vector of a row loads it for all loops at the row's head, where nothing waits for anything yet.
+ * Invariant: all loads of a vector come before its first store, as those of a single element do;
+ * results may therefore lie over operands that are read at the element that is written. */
 #include "../../runtime/cpu/philox.h"
 #include "c_print.h"
 
@@ -17,9 +18,9 @@ static bool is_load(const KInstr *in) {
 
 static bool load_fits(const Code *code, const Args *args, const KInstr *in) {
     int a = arg_read(code->kernel, args, in->tensor);
-    if (in->op == K_SCATTER || !is_float(code->storage[a])) return false;
+    if (!is_float(code->storage[a])) return false;
     Access access = access_of(code->kernel->body, in->tensor->type);
-    return in->op == K_GATHER || access == ACCESS_ELEMENT || access == ACCESS_COLUMN;
+    return in->op != K_LOAD || access == ACCESS_ELEMENT || access == ACCESS_COLUMN;
 }
 
 static bool fits(Graph *g, const Code *code) {
@@ -39,9 +40,13 @@ int32_t cuda_vector(Graph *g, const Code *code) {
     return fits(g, code) && (!code->join || fits(g, code->join->epilogue)) ? CUDA_VECTOR : 1;
 }
 
-bool cuda_is_vector_load(const CPrinter *p, KVal v) {
+static bool is_vector_load(const CPrinter *p, KVal v) {
     const KInstr *in = &p->body->instr[v];
-    return p->vector && is_load(in) && c_joined(p, arg_read(p->kernel, &p->args, in->tensor)) < 0;
+    return is_load(in) && c_joined(p, arg_read(p->kernel, &p->args, in->tensor)) < 0;
+}
+
+bool cuda_is_vector_load(const CPrinter *p, KVal v) {
+    return p->vector && is_vector_load(p, v);
 }
 
 bool cuda_is_vector_result(const CPrinter *p, int out) {
@@ -68,34 +73,71 @@ const char *cuda_keep_operands(CPrinter *p, KVal v) {
                         c_number(p, (double)philox_scale(threshold)));
 }
 
-static void draw_numbers(CPrinter *p) {
+/* A row may end before its block of whole warps: the last threads have no vector then. */
+static const char *in_row(const CPrinter *p) {
+    long long cols = (long long)p->body->cols;
+    bool whole = !p->early || cols % (32 * CUDA_VECTOR) == 0;
+    return whole ? "" : graph_printf(p->g, "if (c0 < %lld) ", cols);
+}
+
+static void load_vector(CPrinter *p, KVal v) {
+    const Node *tensor = p->body->instr[v].tensor;
+    int a = arg_read(p->kernel, &p->args, tensor), x = p->first_value + v;
+    p->column = "c0";
+    c_line(p, "alignas(16) float x%d[%d];", x, CUDA_VECTOR);
+    c_line(p, "%spk_get8%s(%s, x%d);", in_row(p), c_access(p, a),
+           c_operands(p, a, c_place(p, v), tensor->type), x);
+    p->column = NULL;
+}
+
+static void draw_numbers(CPrinter *p, KVal v) {
+    int k = p->first_value + v;
+    c_line(p, "float k%d[%d];", k, CUDA_VECTOR);
+    c_line(p, "pk_keep8(%s, c0, k%d);", cuda_keep_operands(p, v), k);
+}
+
+/* Whether any loop of the row reads v. */
+static bool is_read_anywhere(CPrinter *p, KVal v) {
+    bool read = false;
+    for (p->loop = 0; p->loop < p->loops.n && !read; p->loop++) {
+        loop_uses(p->kernel, &p->loops, p->loop);
+        read = is_read(p, v);
+    }
+    p->loop = 0;
+    return read;
+}
+
+void cuda_load_early(CPrinter *p) {
+    for (int v = 0; v < p->body->n; v++)
+        if (p->body->instr[v].op == K_LOAD && is_vector_load(p, v) && is_read_anywhere(p, v))
+            load_vector(p, v);
+}
+
+void cuda_gather_early(CPrinter *p) {
     for (int v = 0; v < p->body->n; v++) {
-        if (p->body->instr[v].op != K_KEEP || !is_read(p, v)) continue;
-        c_line(p, "float k%d[%d];", v, CUDA_VECTOR);
-        c_line(p, "pk_keep8(%s, c0, k%d);", cuda_keep_operands(p, v), v);
+        KOp op = p->body->instr[v].op;
+        if ((op != K_KEEP && (op == K_LOAD || !is_vector_load(p, v))) || !is_read_anywhere(p, v))
+            continue;
+        if (op == K_KEEP)
+            draw_numbers(p, v);
+        else
+            load_vector(p, v);
     }
 }
 
 void cuda_open_vector(CPrinter *p) {
     p->vector = true;
-    p->column = "c0";
     if (p->loops.n) loop_uses(p->kernel, &p->loops, p->loop);
-    for (int v = 0; v < p->body->n; v++) {
-        if (!cuda_is_vector_load(p, v) || !is_read(p, v)) continue;
-        const Node *tensor = p->body->instr[v].tensor;
-        int a = arg_read(p->kernel, &p->args, tensor);
-        c_line(p, "alignas(16) float x%d[%d];", v, CUDA_VECTOR);
-        c_line(p, "pk_get8%s(%s, x%d);", c_access(p, a),
-               c_operands(p, a, c_place(p, v), tensor->type), v);
-    }
-    draw_numbers(p);
+    for (int v = 0; v < p->body->n && !p->early; v++)
+        if (is_vector_load(p, v) && is_read(p, v)) load_vector(p, v);
+    for (int v = 0; v < p->body->n && !p->early; v++)
+        if (p->body->instr[v].op == K_KEEP && is_read(p, v)) draw_numbers(p, v);
     for (int i = 0; i < p->kernel->nout; i++)
         if (cuda_is_vector_result(p, i)) c_line(p, "alignas(16) float y%d[%d];", i, CUDA_VECTOR);
     c_line(p, "#pragma unroll");
     c_open(p, graph_printf(p->g, "for (int u = 0; u < %d; u++)", CUDA_VECTOR));
     c_line(p, "const int64_t c = c0 + u;");
     c_line(p, "(void)c;");
-    p->column = NULL;
 }
 
 void cuda_close_vector(CPrinter *p) {

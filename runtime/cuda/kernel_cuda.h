@@ -416,6 +416,24 @@ PK_DEVICE double block_sum_double(double x) {
     return blockDim.x == 32 ? x : warp_sum_double(exchange_warps(x, 0.0));
 }
 
+/* The same with memory of its own for each reduction, a value for each warp: after a barrier, which
+ * several reductions can share, every thread adds the parts in order. */
+PK_DEVICE void pk_put_part(float *part, float of_warp) {
+    if ((threadIdx.x & 31) == 0) part[threadIdx.x >> 5] = of_warp;
+}
+template <int WARPS> PK_DEVICE float pk_sum_parts(const float *part) {
+    float x = part[0];
+#pragma unroll
+    for (int i = 1; i < WARPS; i++) x += part[i];
+    return x;
+}
+template <int WARPS> PK_DEVICE float pk_max_parts(const float *part) {
+    float x = part[0];
+#pragma unroll
+    for (int i = 1; i < WARPS; i++) x = pk_max(x, part[i]);
+    return x;
+}
+
 /* The block is 32 columns x by 32 parts y: the parts of column x added in order, for y = 0. */
 PK_DEVICE float column_sum(float value, int x, int y) {
     __shared__ float part[32][32];

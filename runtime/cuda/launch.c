@@ -4,8 +4,8 @@
 #include "internal.h"
 
 enum {
-    MAX_PARAMS = 500, /* 4 KB of pointers: what every driver takes */
-    ROWS_GRID = 65535,
+    MAX_PARAMS = 500,    /* 4 KB of pointers: what every driver takes */
+    MOST_GRID_Y = 65535, /* blocks */
     ATTENTION_BLOCK = 128,
     FLAT_BLOCK = 256,
     SUM_VALUES = 8,    /* of a thread, at least */
@@ -47,15 +47,10 @@ static int64_t ceil_div(int64_t a, int64_t b) {
     return (a + b - 1) / b;
 }
 
-/* Blocks that go on to other rows where there are more. */
-static int64_t most(int64_t rows) {
-    return rows < ROWS_GRID ? rows : ROWS_GRID;
-}
-
 static int64_t grid_of(const PeftKernel *k, int64_t rows, int64_t cols) {
     int64_t parts = ceil_div(rows * cols, SUM_VALUES * (int64_t)k->block);
     switch (k->launch) {
-    case PEFT_LAUNCH_ROWS: return most(rows);
+    case PEFT_LAUNCH_ROWS: return rows;
     case PEFT_LAUNCH_COLUMNS: return ceil_div(cols, PEFT_SUM_COLUMNS);
     case PEFT_LAUNCH_SUM: return parts < 1 ? 1 : parts < PEFT_SUM_BLOCKS ? parts : PEFT_SUM_BLOCKS;
     default: return ceil_div(rows * cols, (int64_t)k->block * k->vector);
@@ -185,6 +180,8 @@ static bool run_indexed(const Exec *x, const PeftStep *s, void *const *arg, cons
     CudaExec *d = x->cuda;
     Launch l = {.n = 0};
     int64_t n = i->n, rows = i->rows, cols = peft_dim(i->cols, sym);
+    int64_t sums = peft_dim(n, sym); /* blocks go on to other rows where there are more */
+    if (sums > MOST_GRID_Y) sums = MOST_GRID_Y;
     pass_buffers(&l, x, arg, s->narg);
     pass(&l, &d->sym);
     switch (x->program->kernel[s->kernel].kind) {
@@ -195,8 +192,7 @@ static bool run_indexed(const Exec *x, const PeftStep *s, void *const *arg, cons
     case PEFT_KERNEL_SEGMENT_SUM:
         pass(&l, &n);
         pass(&l, &cols);
-        return launch2(x, d->segment_sum, &l, ceil_div(cols, 32), most(peft_dim(n, sym)),
-                       FLAT_BLOCK, err);
+        return launch2(x, d->segment_sum, &l, ceil_div(cols, 32), sums, FLAT_BLOCK, err);
     default:
         pass(&l, &rows);
         pass(&l, &cols);

@@ -189,7 +189,8 @@ inline std::string divergence() {
 inline void poison_shared() {}
 #else
 #define EMULATED_SHARED static __attribute__((section("emulated_shared")))
-extern "C" char __start_emulated_shared[], __stop_emulated_shared[];
+/* Weak: device code need not have any. */
+extern "C" __attribute__((weak)) char __start_emulated_shared[], __stop_emulated_shared[];
 inline void poison_shared() {
     memset(__start_emulated_shared, 0xff,
            (size_t)(__stop_emulated_shared - __start_emulated_shared));

@@ -3,28 +3,11 @@
  * library's matrix products are the test's. Joining changes what is launched and in which registers
  * values wait, so every variable and every output must have the same bits, in fp32 and in bf16, in
  * whatever order threads and blocks run. */
-#include "scratch.h"
-
-#include <dlfcn.h>
-#include <math.h>
-
-#include "compiler/elaborate.h"
-#include "compiler/emit/emit.h"
-#include "compiler/pass.h"
-#include "compiler/pass/schedule.h"
-#include "runtime/cuda/internal.h"
-
-/* Generated code is checked by the sanitizers that check the test. */
-#ifdef __SANITIZE_ADDRESS__
-#define SANITIZE "-fsanitize=address"
-#else
-#define SANITIZE ""
-#endif
+#include "cuda_program.h"
 
 extern const char cuda_text[]; /* what every program's kernels are compiled behind */
 
 enum { TOKENS = 9, SEQUENCES = 3, MASKED = 4, LONGEST = 4, VOCAB = 40 };
-enum { FORWARD, REVERSE, SHUFFLED }; /* as in cuda_emulator.h */
 
 static uint32_t random_state;
 
@@ -33,31 +16,7 @@ static float uniform(void) { /* in [-1, 1) */
     return (float)(random_state >> 8) / 8388608.0f - 1.0f;
 }
 
-static uint16_t to_bf16(float x) {
-    uint32_t u;
-    memcpy(&u, &x, sizeof u);
-    return (uint16_t)((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
-}
-
-static float from_bf16(uint16_t bits) {
-    uint32_t u = (uint32_t)bits << 16;
-    float x;
-    memcpy(&x, &u, sizeof x);
-    return x;
-}
-
 /* ---- a program, and its kernels as C++ ---- */
-
-typedef struct Built {
-    Sources *sources;
-    Graph *g;
-    Program *p;
-    bool bf16;
-    void *object;
-    void *(*find)(const char *name);
-    const char *(*emulate)(void *kernel, unsigned x, unsigned y, unsigned threads, int order,
-                           void **param);
-} Built;
 
 static const BaseField narrow[] = {{"hidden", 30}, {"heads", 3},      {"ffn", 44}, {"layers", 2},
                                    {"vocab", 40},  {"positions", 16}, {"types", 2}};
@@ -65,69 +24,13 @@ static const BaseField narrow[] = {{"hidden", 30}, {"heads", 3},      {"ffn", 44
 static const BaseField wide[] = {{"hidden", 264}, {"heads", 3},      {"ffn", 40}, {"layers", 1},
                                  {"vocab", 40},   {"positions", 16}, {"types", 2}};
 
-static void make_tables(Built *b, const char *path, const BaseField *base, bool skip_join) {
-    Settings settings = {.base = base, .nbase = 7};
-    ModelInfo info;
-    Diag diag;
-    Schedule *sched[PEFT_FN_COUNT] = {NULL};
-    b->sources = sources_new();
-    diag_init(&diag, b->sources, stderr);
-    b->g = elaborate_file(path, &settings, &diag, &info);
-    assert_non_null(b->g);
-    PassOptions passes = {.fit = &info.fit, .log = stderr};
-    passes_run(b->g, &passes);
-    for (int fn = 0; fn < PEFT_FN_COUNT; fn++) {
-        FuseOptions fuse = {0};
-        int32_t n;
-        if (!b->g->fn[fn].nout && !b->g->fn[fn].nupdate) continue;
-        Kernel **k = fuse_function(b->g, (PeftFn)fn, &fuse, &n);
-        sched[fn] = schedule_function(b->g, (PeftFn)fn, k, n);
-    }
-    ProgramInfo about = {
-        .name = path, .source = path, .text = "", .fit = info.fit, .skip_join = skip_join};
-    b->p = program_build(b->g, &about, sched);
-}
-
 static const char *const fixed_kernel[] = {"peft_attention", "peft_attention_grad",
                                            "peft_index",     "peft_segment_sum",
                                            "peft_transpose", "peft_nf4_dequant"};
 
-/* Parameters arrive as a launch passes them: a pointer to each. */
-static const char harness[] =
-    "#include <utility>\n"
-    "template <typename... P, size_t... I>\n"
-    "static void call(void (*f)(P...), void **param, std::index_sequence<I...>) {\n"
-    "    f(*(std::remove_const_t<P> *)param[I]...);\n"
-    "}\n"
-    "template <typename... P> static void call(void (*f)(P...), void **param) {\n"
-    "    call(f, param, std::index_sequence_for<P...>());\n"
-    "}\n"
-    "struct Kernel {\n    const char *name;\n    void (*run)(void **);\n};\n"
-    "static Kernel kernel[] = {\n";
-
-static const char entry_points[] =
-    "    {nullptr, nullptr}};\n"
-    "#define VISIBLE extern \"C\" __attribute__((visibility(\"default\")))\n"
-    "VISIBLE void *find_kernel(const char *name) {\n"
-    "    for (Kernel *k = kernel; k->name; k++)\n"
-    "        if (strcmp(k->name, name) == 0) return k;\n"
-    "    return nullptr;\n}\n"
-    "VISIBLE const char *emulate(void *k, unsigned x, unsigned y, unsigned threads, int order,\n"
-    "                            void **param) {\n"
-    "    static std::string error;\n"
-    "    error = cuda_emulator::launch(x, y, threads, (cuda_emulator::Order)order,\n"
-    "                                  [&] { ((Kernel *)k)->run(param); });\n"
-    "    return error.c_str();\n}\n";
-
-static void print_entry(FILE *f, const char *name) {
-    fprintf(f, "    {\"%s\", [](void **p) { call(device::%s, p); }},\n", name, name);
-}
-
-static void write_source(const Program *p, const char *path) {
+static void write_source(const Program *p, const char *name) {
     char root[512];
-    FILE *f = fopen(path, "w");
-    assert_non_null(f);
-    assert_non_null(getcwd(root, sizeof root));
+    FILE *f = open_source(name, root);
     fprintf(f, "#include \"%s/tests/unit/cuda_emulator.h\"\nnamespace device {\n%s%s}\n%s", root,
             cuda_text, p->table.cuda_source, harness);
     for (size_t i = 0; i < sizeof fixed_kernel / sizeof *fixed_kernel; i++)
@@ -141,28 +44,12 @@ static void write_source(const Program *p, const char *path) {
 static Built build(const char *path, const BaseField *base, bool skip_join, bool bf16) {
     static int count;
     Built b = {.bf16 = bf16};
-    char name[64], command[2048];
-    const char *cxx = getenv("CXX");
+    char name[64];
     make_tables(&b, path, base, skip_join);
     snprintf(name, sizeof name, "join%d", count++);
-    write_source(b.p, scratch_path(strcat(name, ".cpp")));
-    snprintf(command, sizeof command,
-             "cd %s && %s -std=gnu++17 -O1 -w -fPIC -shared -fvisibility=hidden -fno-gnu-unique %s "
-             "%s -o %s.so %s",
-             scratch, cxx ? cxx : "c++", SANITIZE, bf16 ? "-DPEFT_BF16" : "", name, name);
-    if (system(command) != 0) fail_msg("failed: %s", command);
-    b.object = dlopen(scratch_path(strcat(name, ".so")), RTLD_NOW | RTLD_LOCAL);
-    if (!b.object) fail_msg("%s", dlerror());
-    *(void **)&b.find = dlsym(b.object, "find_kernel");
-    *(void **)&b.emulate = dlsym(b.object, "emulate");
-    assert_true(b.find && b.emulate);
+    write_source(b.p, name);
+    load_object(&b, name);
     return b;
-}
-
-static void drop(Built *b) {
-    dlclose(b->object);
-    graph_free(b->g);
-    sources_free(b->sources);
 }
 
 /* ---- launching ---- */
@@ -440,12 +327,6 @@ static void compare(const char *path, const BaseField *base, bool bf16) {
     close_run(&a);
     drop(&apart);
     drop(&joined);
-}
-
-static void skip_without_compiler(void) {
-    if (system("command -v ${CXX:-c++} >/dev/null") == 0) return;
-    print_message("skipped: no C++ compiler\n");
-    skip();
 }
 
 static void test_fp32(void **state) {
