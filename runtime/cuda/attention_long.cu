@@ -256,27 +256,32 @@ PK_DEVICE void store_sums(const Head &h, const Matrix &x, int row, int c0, const
 /* Which rows and columns of a tile are whose: its rows are queries, or its columns are. */
 typedef struct Place {
     int query, key; /* first ones */
-    bool by_query;  /* rows are queries; known to the compiler */
+    bool by_query;  /* rows are queries */
 } Place;
 
-/* A lane meets at most four queries of a tile: rows g and g + 8, or its columns. */
-PK_DEVICE int slot_row(const Place &at, int slot) {
-    return at.by_query ? lane_row() + slot % 2 * 8 : tile_column(slot / 2, slot % 2);
+/* A lane meets two queries of a tile, rows g and g + 8, or four, its columns. */
+enum { SLOTS = 4 };
+
+PK_DEVICE bool is_slot(const Place &at, int slot) {
+    return slot < (at.by_query ? 2 : SLOTS);
 }
-template <typename T> PK_DEVICE T of_slot(const Place &at, const T *slot, int u, int i) {
-    const T row = slot[i / 2], column = slot[2 * u + i % 2]; /* of element [u][i] */
-    return at.by_query ? row : column;
+PK_DEVICE int slot_row(const Place &at, int slot) {
+    return at.by_query ? lane_row() + slot * 8 : tile_column(slot / 2, slot % 2);
+}
+/* Of element [u][i]: the slot of its query, and its key. */
+template <bool by_query> PK_DEVICE int slot_of(int u, int i) {
+    return by_query ? i / 2 : 2 * u + i % 2;
+}
+template <bool by_query> PK_DEVICE int key_of(int u, int i) {
+    return by_query ? tile_column(u, i % 2) : lane_row() + i / 2 * 8;
 }
 
-/* For each slot, the dropped keys of that query; element [u][i] is bit `key_bit`. */
+/* For each slot, the dropped keys of that query, a bit for each key of the tile. */
 PK_DEVICE void slot_drops(const Head &h, const PhiloxRow &drop, const Place &at, uint32_t *bits) {
     const uint32_t mine = drop.threshold ? dropped_keys(h, drop, at.query, at.key) : 0;
 #pragma unroll
-    for (int slot = 0; slot < 4; slot++)
+    for (int slot = 0; slot < SLOTS && is_slot(at, slot); slot++)
         bits[slot] = __shfl_sync(PK_WARP, mine, slot_row(at, slot));
-}
-PK_DEVICE int key_bit(const Place &at, int u, int i) {
-    return at.by_query ? tile_column(u, i % 2) : lane_row() + i / 2 * 8;
 }
 
 /* The host checks lengths before; should one get here that shared memory was not made for, it stops
@@ -337,7 +342,7 @@ PK_DEVICE void attend(const Head &h, const AttentionInput &in, const PhiloxRow &
 #pragma unroll 1
         for (int t = 0; t < h.len; t += TILE) {
             const Columns v = load_columns(h, in.v, t, c0);
-            uint32_t drops[4];
+            uint32_t drops[SLOTS];
             slot_drops(h, drop, {i0, t, true}, drops);
             Tile s = row_products(h, in.q, i0, q, in.k, t, k);
             k = load_rows(h, in.k, t + TILE, 0);
@@ -392,11 +397,14 @@ typedef struct Operands { /* a span of each */
     Rows a, b, da, db;
 } Operands;
 
-PK_DEVICE Operands load_operands(const Head &h, const Factors &f, int c0) {
-    const Source a = source(h, f.a, f.i, c0), b = source(h, f.b, f.j, c0);
-    const Source da = source(h, f.da, f.i, c0), db = source(h, f.db, f.j, c0);
-    if (h.vectors) return {rows_of(a), rows_of(b), rows_of(da), rows_of(db)};
-    return {copied_rows(h, a), copied_rows(h, b), copied_rows(h, da), copied_rows(h, db)};
+PK_DEVICE Operands load_operands(const Head &h, const Factors &f, int c0, bool dp) {
+    Operands x = {};
+    x.a = load_rows(h, f.a, f.i, c0);
+    x.b = load_rows(h, f.b, f.j, c0);
+    if (!dp) return x;
+    x.da = load_rows(h, f.da, f.i, c0);
+    x.db = load_rows(h, f.db, f.j, c0);
+    return x;
 }
 
 typedef struct Pairs {
@@ -408,47 +416,67 @@ PK_DEVICE void add_operands(Pairs *x, const Operands &y, bool dp) {
     if (dp) add_row_products(&x->dp, y.da, y.db);
 }
 
-/* The weights of a result's sums: dS of dQ and dK, P * keep of dV, P * dP of delta. */
-template <Wanted wanted>
-PK_DEVICE Tile pair_weights(const Head &h, const AttentionGrad &g, const PhiloxRow &drop,
-                            const Place &at) {
-    const Factors factors = pair_factors(g, at);
-    const Operands first = load_operands(h, factors, 0);
-    uint32_t drops[4];
-    const float scale = LOG2_E * g.in.scale;
-    float shift[4]; /* P is 0 beyond the last query */
-#pragma unroll
-    for (int slot = 0; slot < 4; slot++) {
-        const int i = at.query + slot_row(at, slot);
-        shift[slot] = i < h.queries ? LOG2_E * g.lse[i * h.heads] : PK_INF;
-    }
-    slot_drops(h, drop, at, drops);
-    Pairs x = {{{{0.0f}}}, {{{0.0f}}}};
-    add_operands(&x, first, wanted != DV);
-#pragma unroll 1
-    for (int c0 = SPAN; c0 < h.dim; c0 += SPAN)
-        add_operands(&x, load_operands(h, factors, c0), wanted != DV);
-    float delta[4];
-#pragma unroll
-    for (int slot = 0; slot < 4; slot++) {
-        const int i = at.query + slot_row(at, slot);
-        delta[slot] = (wanted == DQ || wanted == DK) && i < h.queries ? deltas(h)[i] : 0.0f;
-    }
-    Tile weights;
+/* What the elements of a tile take of their queries. */
+typedef struct Slots {
+    float shift[SLOTS]; /* lse / log 2, infinite beyond the last query: P is 0 there */
+    float delta[SLOTS];
+    uint32_t drops[SLOTS];
+} Slots;
+
+/* factor P (keep dP - delta), in the place of S. A choice between rows and columns for each element
+ * would cost more than two of these, of which one runs. */
+template <bool by_query>
+PK_DEVICE void weigh(const Head &h, const Place &at, const Slots &slots, float scale,
+                     float drop_scale, float factor, Pairs *x) {
 #pragma unroll
     for (int u = 0; u < 2; u++)
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const int key = key_bit(at, u, i);
-            const float s = fmaf(scale, x.s.at[u][i], -of_slot(at, shift, u, i));
-            const float p = at.key + key < h.len ? exp2f(s) : 0.0f;
-            const float keep = of_slot(at, drops, u, i) >> key & 1 ? 0.0f : drop.scale;
-            const float dp = keep * x.dp.at[u][i];
-            weights.at[u][i] = wanted == DV      ? p * keep
-                               : wanted == DELTA ? p * dp
-                                                 : g.in.scale * p * (dp - of_slot(at, delta, u, i));
+            const int slot = slot_of<by_query>(u, i), key = key_of<by_query>(u, i);
+            float *s = &x->s.at[u][i];
+            const float e = exp2f(fmaf(LOG2_E * scale, *s, -slots.shift[slot]));
+            const float p = at.key + key < h.len ? e : 0.0f;
+            const float keep = slots.drops[slot] >> key & 1 ? 0.0f : drop_scale;
+            *s = factor * p * (keep * x->dp.at[u][i] - slots.delta[slot]);
         }
-    return weights;
+}
+
+/* The weights of a result's sums: dS of dQ and dK; P * dP of delta, which is dS with a delta of 0,
+ * not scaled; P * keep of dV, which is that with a dP of 1. The result is no constant to the
+ * compiler: NVRTC's time, most of a first start, is that of the code that it makes. */
+PK_DEVICE Tile pair_weights(const Head &h, const AttentionGrad &g, const PhiloxRow &drop,
+                            Wanted wanted, const Place &at) {
+    const Factors factors = pair_factors(g, at);
+    const bool ds = wanted == DQ || wanted == DK, dp = wanted != DV;
+    Slots slots;
+    Pairs x;
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        x.s.at[i / 4][i % 4] = 0.0f, x.dp.at[i / 4][i % 4] = dp ? 0.0f : 1.0f;
+#pragma unroll 1
+    for (int c0 = 0; c0 < h.dim; c0 += SPAN) {
+        const Operands operands = load_operands(h, factors, c0, dp);
+        if (c0 == 0) { /* while they are on their way */
+#pragma unroll
+            for (int slot = 0; slot < SLOTS && is_slot(at, slot); slot++) {
+                const int i = at.query + slot_row(at, slot);
+                slots.shift[slot] = i < h.queries ? LOG2_E * g.lse[i * h.heads] : PK_INF;
+            }
+            slot_drops(h, drop, at, slots.drops);
+        }
+        add_operands(&x, operands, dp);
+    }
+#pragma unroll
+    for (int slot = 0; slot < SLOTS && is_slot(at, slot); slot++) {
+        const int i = at.query + slot_row(at, slot);
+        slots.delta[slot] = ds && i < h.queries ? deltas(h)[i] : 0.0f;
+    }
+    const float factor = ds ? g.in.scale : 1.0f;
+    if (at.by_query)
+        weigh<true>(h, at, slots, g.in.scale, drop.scale, factor, &x);
+    else
+        weigh<false>(h, at, slots, g.in.scale, drop.scale, factor, &x);
+    return x.s;
 }
 
 /* delta's sums over rows g and g + 8 are kept in the first column's place. */
@@ -469,9 +497,8 @@ PK_DEVICE void store_deltas(const Head &h, int i0, const Sums &sums) {
 }
 
 /* Rows i .. of delta, or of a matrix, a chunk of columns at a time. */
-template <Wanted wanted>
-static __device__ void grad_rows(const Head &h, const AttentionGrad &g, const PhiloxRow &drop,
-                                 int i, const Gradients &out) {
+PK_DEVICE void grad_rows(const Head &h, const AttentionGrad &g, const PhiloxRow &drop,
+                         Wanted wanted, int i, const Gradients &out) {
     const bool by_query = wanted == DELTA || wanted == DQ;
     const Matrix terms = choose(wanted == DQ, g.in.k, choose(wanted == DK, g.in.q, g.dcontext));
     const float factor[2] = {1.0f, 1.0f};
@@ -481,7 +508,7 @@ static __device__ void grad_rows(const Head &h, const AttentionGrad &g, const Ph
 #pragma unroll 1
         for (int j = 0; j < (by_query ? h.len : h.queries); j += TILE) {
             const Place at = {by_query ? i : j, by_query ? j : i, by_query};
-            const Tile weights = pair_weights<wanted>(h, g, drop, at);
+            const Tile weights = pair_weights(h, g, drop, wanted, at);
             if (wanted == DELTA)
                 add_tile(&sums, weights);
             else
@@ -518,13 +545,7 @@ static __device__ __attribute__((noinline)) void grad_long(const Head h, const A
         for (int n = threadIdx.x >> 5;; n += ATTENTION_WARPS) {
             const GradTask task = grad_task(h, out, phase, n);
             if (task.tile < 0) break;
-            const int i = task.tile * TILE;
-            switch (task.wanted) {
-            case DELTA: grad_rows<DELTA>(h, g, drop, i, out); break;
-            case DQ: grad_rows<DQ>(h, g, drop, i, out); break;
-            case DK: grad_rows<DK>(h, g, drop, i, out); break;
-            case DV: grad_rows<DV>(h, g, drop, i, out); break;
-            }
+            grad_rows(h, g, drop, task.wanted, task.tile * TILE, out);
         }
         __syncthreads(); /* one phase writes delta, the next one reads it */
     }

@@ -4,8 +4,9 @@
  *
  * Invariant: no float is added atomically, and every order of summation depends on sizes alone.
  *
- * PEFT_PART cuts the kernels into parts that are compiled in parallel (code.h): 0 and 1 are cut out
- * in attention.cu and templates.cu, later ones are a program's own. Without it everything is there.
+ * PEFT_PART cuts the kernels into parts that are compiled in parallel (code.h): 0 and 1 are those
+ * of attention.cu, 2 is templates.cu, later ones are a program's own. Without it everything is
+ * there.
  */
 #ifdef PEFT_PART
 #define PEFT_HAS_PART(i) (PEFT_PART == (i))

@@ -9,7 +9,7 @@
 #include "../exec.h"
 #include "api.h"
 
-enum { CUDA_CODE_PARTS = 8, CUDA_TEMPLATE_PARTS = 2 };
+enum { CUDA_CODE_PARTS = 9, CUDA_TEMPLATE_PARTS = 3 };
 
 typedef struct CudaSourcePart { /* of the program's source */
     const char *begin;

@@ -11,7 +11,7 @@
  *
  * Invariant: no float is added atomically, and every order of summation depends on sizes alone.
  * Launches of peft_index must not overlap in time: its counter is global. */
-#if PEFT_HAS_PART(0)
+#if PEFT_HAS_PART(2)
 
 /* ---- gradient of an embedding: positions grouped by the row they looked up ---- */
 
