@@ -132,6 +132,10 @@ static int64_t per_thread(const CPrinter *p) {
     return (p->body->cols + share - 1) / share * p->code->vector;
 }
 
+static bool has_one_vector(const CPrinter *p) {
+    return p->code->vector > 1 && per_thread(p) == p->code->vector;
+}
+
 static bool ends_in_loop(const CPrinter *p, KVal v) {
     return is_reduction(&p->body->instr[v]) && p->loops.phase[v] == p->loop + 1;
 }
@@ -321,7 +325,7 @@ static void print_row_loops(CPrinter *p) {
 
 /* Loads that wait for nothing. A thread with more than one vector loads them in its loops. */
 static void load_early(CPrinter *p) {
-    p->early = p->code->vector > 1 && per_thread(p) == p->code->vector;
+    p->early = has_one_vector(p);
     if (p->early) cuda_load_early(p);
 }
 
@@ -331,7 +335,7 @@ static void load_early(CPrinter *p) {
 static void open_row(CPrinter *p) {
     CPrinter *epilogue = p->epilogue;
     c_line(p, "const int64_t r = blockIdx.x;");
-    if (p->code->vector > 1 && per_thread(p) == p->code->vector)
+    if (has_one_vector(p))
         c_line(p, "const int64_t c0 = %d * (int64_t)threadIdx.x;", p->code->vector);
     if (epilogue) load_early(epilogue);
     load_early(p);

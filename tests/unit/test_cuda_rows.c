@@ -339,20 +339,21 @@ static bool has_rows(const Code *code) {
            cuda_launch(code->kernel) == PEFT_LAUNCH_ROWS;
 }
 
-static void write_rows(const Built *b, const char *name) {
-    char root[512];
+static void load_codes(Built *b, const Code *const *code, int n) {
+    static int count;
+    char root[512], name[64];
+    snprintf(name, sizeof name, "rows%d", count++);
     FILE *f = open_source(name, root);
     fprintf(f,
             "#include \"%s/tests/unit/cuda_emulator.h\"\nnamespace device {\n"
             "#include \"%s/runtime/cuda/kernel_cuda.h\"\n",
             root, root);
-    for (int i = 0; i < b->p->ncode; i++)
-        if (has_rows(&b->p->code[i])) emit_kernel_cuda(f, b->g, &b->p->code[i]);
+    for (int i = 0; i < n; i++) emit_kernel_cuda(f, b->g, code[i]);
     fprintf(f, "}\n%s", harness);
-    for (int i = 0; i < b->p->ncode; i++)
-        if (has_rows(&b->p->code[i])) print_entry(f, b->p->code[i].name);
+    for (int i = 0; i < n; i++) print_entry(f, code[i]->name);
     fputs(entry_points, f);
     assert_int_equal(fclose(f), 0);
+    load_object(b, name);
 }
 
 static const Batch part = {
@@ -362,27 +363,84 @@ static const Batch full = {
     {[PEFT_SYM_T] = 64, [PEFT_SYM_S] = 3, [PEFT_SYM_M] = 64, [PEFT_SYM_L] = 40},
     {[PEFT_SYM_T] = 64, [PEFT_SYM_S] = 3, [PEFT_SYM_M] = 64, [PEFT_SYM_L] = 40}};
 
-static void check(const char *path, int hidden, bool bf16, const Batch *batch) {
-    static int count;
+static Built open_program(const char *path, int hidden, bool bf16) {
     const BaseField base[] = {{"hidden", hidden}, {"heads", 2},      {"ffn", 32}, {"layers", 2},
                               {"vocab", 40},      {"positions", 64}, {"types", 2}};
     Built b = {.bf16 = bf16};
-    char name[64];
-    int kernels = 0, joined = 0, overlaid = 0;
     make_tables(&b, path, base, false);
-    snprintf(name, sizeof name, "rows%d", count++);
-    write_rows(&b, name);
-    load_object(&b, name);
-    for (int i = 0; i < b.p->ncode; i++) {
-        if (!has_rows(&b.p->code[i])) continue;
-        overlaid += run_case(&b, &b.p->code[i], batch);
-        joined += b.p->code[i].join != NULL;
-        kernels++;
+    return b;
+}
+
+static void check(const char *path, int hidden, bool bf16, const Batch *batch) {
+    Built b = open_program(path, hidden, bf16);
+    const Code **code = calloc((size_t)b.p->ncode + 1, sizeof *code);
+    int n = 0, joined = 0, overlaid = 0;
+    assert_non_null(code);
+    for (int i = 0; i < b.p->ncode; i++)
+        if (has_rows(&b.p->code[i])) code[n++] = &b.p->code[i];
+    load_codes(&b, code, n);
+    for (int i = 0; i < n; i++) {
+        overlaid += run_case(&b, code[i], batch);
+        joined += code[i]->join != NULL;
     }
     print_message("%s, %s, %d wide: %d kernels, %d joined, %d results over operands\n", path,
-                  bf16 ? "bf16" : "fp32", hidden, kernels, joined, overlaid);
-    assert_true(kernels >= 8 && joined >= 3 && overlaid >= 3);
+                  bf16 ? "bf16" : "fp32", hidden, n, joined, overlaid);
+    assert_true(n >= 8 && joined >= 3 && overlaid >= 3);
+    free(code);
     drop(&b);
+}
+
+/* ---- a kernel whose row result lies over an operand that the whole block reads ---- */
+
+static Node *buffer_node(Graph *g, int64_t cols) { /* [T] or [T, cols] */
+    Node *n = graph_alloc(g, sizeof *n);
+    *n = (Node){.op = OP_ADD, .type = {DT_F32, cols ? 2 : 1, {DIM_T, cols}}};
+    return n;
+}
+
+/* a [T], x [T, cols] to a (sum of the row, or a) and x a - that: a is read in every loop. */
+static Code *scale_rows(Graph *g, int64_t cols, bool sums) {
+    Kernel *k = graph_alloc(g, sizeof *k);
+    Code *code = graph_alloc(g, sizeof *code);
+    uint8_t *storage = graph_alloc(g, 4);
+    KBody *b = kb_new(g, DIM_T, cols);
+    *k = (Kernel){.kind = PEFT_KERNEL_MAP, .body = b, .nin = 2, .nout = 2};
+    k->in = graph_alloc(g, 2 * sizeof *k->in);
+    k->out = graph_alloc(g, 2 * sizeof *k->out);
+    k->out_val = graph_alloc(g, 2 * sizeof *k->out_val);
+    k->in[0] = buffer_node(g, 0);
+    k->in[1] = buffer_node(g, cols);
+    k->out[0] = buffer_node(g, 0);
+    k->out[1] = buffer_node(g, cols);
+    KVal a = kb_load(b, k->in[0]), x = kb_load(b, k->in[1]), y = kb_binary(b, K_MUL, x, a);
+    KVal mean = kb_binary(b, K_MUL, kb_row_sum(b, y), kb_const(b, 1.0 / (double)cols));
+    k->out_val[0] = kb_binary(b, K_MUL, a, sums ? mean : a);
+    k->out_val[1] = kb_binary(b, K_SUB, y, k->out_val[0]);
+    storage[0] = storage[2] = DT_F32;
+    storage[1] = storage[3] = DT_WORK;
+    *code = (Code){.where = "", .storage = storage, .launched = true, .steps = 1};
+    code->kernel = compact_kernel(g, k);
+    code->vector = cuda_vector(g, code);
+    code->name = graph_printf(g, "scale%d_%lld", sums, (long long)cols);
+    return code;
+}
+
+static void test_row_results(void **state) {
+    (void)state;
+    skip_without_compiler();
+    static const int cols[] = {8, 30, 264, 768, 1032, 3072, 4100};
+    enum { N = sizeof cols / sizeof *cols };
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        Built b = open_program("models/lora_r16.bert", 8, bf16);
+        const Code *code[2 * N];
+        for (int i = 0; i < 2 * N; i++) code[i] = scale_rows(b.g, cols[i / 2], i % 2);
+        load_codes(&b, code, 2 * N);
+        for (int i = 0; i < 2 * N; i++) {
+            assert_int_equal(cuda_launch(code[i]->kernel), PEFT_LAUNCH_ROWS);
+            assert_int_equal(run_case(&b, code[i], &part), 2);
+        }
+        drop(&b);
+    }
 }
 
 static void test_vectors(void **state) {
@@ -411,8 +469,8 @@ static void test_masters(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_vectors),
-                                       cmocka_unit_test(test_scalars),
-                                       cmocka_unit_test(test_masters)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_vectors), cmocka_unit_test(test_scalars),
+        cmocka_unit_test(test_masters), cmocka_unit_test(test_row_results)};
     return cmocka_run_group_tests(tests, scratch_make, scratch_drop);
 }
