@@ -29,6 +29,17 @@ void cuda_code_split(const char *source, CudaSourcePart part[CUDA_CODE_PARTS]) {
     }
 }
 
+int cuda_code_part(const char *source, const char *name) {
+    CudaSourcePart part[CUDA_CODE_PARTS];
+    char head[256];
+    cuda_code_split(source, part);
+    snprintf(head, sizeof head, "\n%s(", name);
+    const char *at = strstr(source, head);
+    int i = CUDA_CODE_PARTS - 1; /* one that is nowhere is missed in the last part, too */
+    while (at && i > CUDA_TEMPLATE_PARTS && at < part[i].begin) i--;
+    return i;
+}
+
 static bool compile_part(const CudaApi *api, const PeftProgram *p, int which,
                          const CudaSourcePart *s, PeftCubin *out, PeftError *err) {
     char name[160], number[32];
@@ -126,12 +137,9 @@ void cuda_code_close(CudaCode *code, const CudaApi *api) {
     }
 }
 
-bool cuda_code_function(const CudaCode *code, const CudaApi *api, const char *name,
+bool cuda_code_function(const CudaCode *code, const CudaApi *api, int part, const char *name,
                         CUfunction *function, PeftError *err) {
-    CUresult result = CUDA_ERROR_NOT_FOUND;
     char what[256];
-    for (int i = 0; i < CUDA_CODE_PARTS && result == CUDA_ERROR_NOT_FOUND; i++)
-        result = api->cuModuleGetFunction(function, code->module[i], name);
     snprintf(what, sizeof what, "cannot find the kernel %s: cuModuleGetFunction", name);
-    return cuda_ok(result, what, err);
+    return cuda_ok(api->cuModuleGetFunction(function, code->module[part], name), what, err);
 }

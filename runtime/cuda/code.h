@@ -27,6 +27,12 @@ bool cuda_code_compile(const CudaApi *api, const PeftProgram *p, Compute compute
 /* The executable has all parts for a GPU of this compute capability: NVRTC is not needed. */
 bool cuda_code_is_built_in(const PeftProgram *p, Compute compute, int major, int minor);
 
+/* Parts of what every program has. */
+enum { CUDA_PART_ATTENTION, CUDA_PART_ATTENTION_GRAD, CUDA_PART_TEMPLATES };
+
+/* The part that a kernel of the source is in. */
+int cuda_code_part(const char *source, const char *name);
+
 typedef struct CudaCode {
     CUmodule module[CUDA_CODE_PARTS];
 } CudaCode;
@@ -37,8 +43,8 @@ bool cuda_code_open(CudaCode *code, CudaApi *api, const PeftProgram *p, Compute 
                     const CudaDevice *gpu, PeftError *err);
 void cuda_code_close(CudaCode *code, const CudaApi *api);
 
-/* A kernel by its extern "C" name, whatever part it is in. */
-bool cuda_code_function(const CudaCode *code, const CudaApi *api, const char *name,
+/* A kernel by its extern "C" name and part. */
+bool cuda_code_function(const CudaCode *code, const CudaApi *api, int part, const char *name,
                         CUfunction *function, PeftError *err);
 
 #endif

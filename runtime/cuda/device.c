@@ -78,18 +78,24 @@ static bool find_kernels(Exec *x, PeftError *err) {
     const PeftProgram *p = x->program;
     CudaExec *d = x->cuda;
     const struct {
+        int part;
         const char *name;
         CUfunction *to;
-    } fixed[] = {{"peft_attention", &d->attention}, {"peft_attention_grad", &d->attention_grad},
-                 {"peft_index", &d->index},         {"peft_segment_sum", &d->segment_sum},
-                 {"peft_transpose", &d->transpose}, {"peft_nf4_dequant", &d->dequant}};
+    } fixed[] = {{CUDA_PART_ATTENTION, "peft_attention", &d->attention},
+                 {CUDA_PART_ATTENTION_GRAD, "peft_attention_grad", &d->attention_grad},
+                 {CUDA_PART_TEMPLATES, "peft_index", &d->index},
+                 {CUDA_PART_TEMPLATES, "peft_segment_sum", &d->segment_sum},
+                 {CUDA_PART_TEMPLATES, "peft_transpose", &d->transpose},
+                 {CUDA_PART_TEMPLATES, "peft_nf4_dequant", &d->dequant}};
     d->kernel = peft_zalloc((size_t)p->nkernel, sizeof(CUfunction), err);
     bool ok = d->kernel != NULL;
     for (size_t i = 0; ok && i < sizeof fixed / sizeof *fixed; i++)
-        ok = cuda_code_function(&d->code, d->api, fixed[i].name, fixed[i].to, err);
+        ok = cuda_code_function(&d->code, d->api, fixed[i].part, fixed[i].name, fixed[i].to, err);
     for (int i = 0; ok && i < p->nkernel; i++)
         if (p->kernel[i].launch != PEFT_LAUNCH_NONE)
-            ok = cuda_code_function(&d->code, d->api, p->kernel[i].name, &d->kernel[i], err);
+            ok = cuda_code_function(&d->code, d->api,
+                                    cuda_code_part(p->cuda_source, p->kernel[i].name),
+                                    p->kernel[i].name, &d->kernel[i], err);
     return ok;
 }
 

@@ -225,7 +225,7 @@ sanitize() {
     if [ $rc = 0 ] && grep -qE 'ERROR SUMMARY: 0 errors|RACECHECK SUMMARY: 0 hazards' "$log"; then
         case_ok "$1 $2"
     else
-        case_fail "$1 $2" "exit $rc: $(grep -m3 -A4 -E '=====.*(Error|Invalid|Uninit|Race|hazard)' "$log" | tr '\n' ' ' | cut -c1-600)"
+        case_fail "$1 $2" "exit $rc: $(grep -vE '^(=+|=+ COMPUTE-SANITIZER|mini|epoch.*)$' "$log" | grep -m8 -A2 -iE '=====|error' | tr '\n' ' ' | cut -c1-900)"
     fi
 }
 part_sanitizer() {

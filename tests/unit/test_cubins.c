@@ -97,7 +97,7 @@ static void test_parts(void **state) {
     for (int i = 0; i < 40; i++)
         n += (size_t)snprintf(
             source + n, sizeof source - n,
-            "%s%s/* kernel %d */\nextern \"C\" __global__ void k%d() {\n%.*s}\n", i ? "\n" : "",
+            "%s%s/* kernel %d */\nextern \"C\" __global__ void\nk%d() {\n%.*s}\n", i ? "\n" : "",
             i % 3 ? "static int sum;\n\n" : "", i, i, i * 7 % 18 * 11,
             "    int a;\n    int b;\n    int c;\n    int d;\n    int e;\n    int f;\n"
             "    int g;\n    int h;\n    int i;\n    int j;\n    int k;\n    int l;\n"
@@ -115,6 +115,14 @@ static void test_parts(void **state) {
         strncat(joined, part[i].begin, part[i].bytes);
     }
     assert_string_equal(joined, source);
+    for (int i = 0; i < 40; i++) {
+        char head[32], name[16];
+        snprintf(name, sizeof name, "k%d", i);
+        size_t length = (size_t)snprintf(head, sizeof head, "\n%s(", name);
+        const CudaSourcePart *in = &part[cuda_code_part(source, name)];
+        const char *at = strstr(source, head);
+        assert_true(in->begin <= at && at + length <= in->begin + in->bytes);
+    }
     cuda_code_split("", part);
     for (int i = 0; i < CUDA_CODE_PARTS; i++) assert_int_equal(part[i].bytes, 0);
     cuda_code_split("/* one */\nvoid k() {\n}\n", part);
