@@ -7,8 +7,8 @@
 #include "io/weights_map.h"
 
 #include <math.h>
-#include <stdio.h>
 #include <omp.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -8,22 +8,20 @@ check() { # NAME COMMAND...: passes when the command does
     shift
     if "$@" >"$tmp/log" 2>&1; then case_ok "$name"; else case_fail "$name" "$(tail -4 "$tmp/log" | tr '\n' ' ' | cut -c1-400)"; fi
 }
-says() { # NAME EXIT-CODE TEXT COMMAND...: exits so, and stderr has the text
-    local name=$1 code=$2 text=$3 rc
-    shift 3
+exits() { # NAME EXIT-CODE GREP-OPTION TEXT COMMAND...: exits so, and stderr has the text; else it is the case's failure
+    local name=$1 code=$2 how=$3 text=$4 rc
+    shift 4
     "$@" >"$tmp/out" 2>"$tmp/err" </dev/null
     rc=$?
     if [ $rc != "$code" ]; then case_fail "$name" "exit $rc, not $code: $(tail -2 "$tmp/err" | tr '\n' ' ')"
-    elif ! grep -qF -- "$text" "$tmp/err"; then case_fail "$name" "no '$text' in: $(tail -3 "$tmp/err" | tr '\n' ' ')"
-    else case_ok "$name"; fi
+    elif ! grep -q "$how" -- "$text" "$tmp/err"; then case_fail "$name" "no '$text' in: $(tail -3 "$tmp/err" | tr '\n' ' ')"
+    else return 0; fi
+    return 1
+}
+says() { # NAME EXIT-CODE TEXT COMMAND...: exits so, and stderr has the text
+    if exits "$1" "$2" -F "${@:3}"; then case_ok "$1"; fi
 }
 refuse() { # NAME EXIT-CODE PATTERN COMMAND...: exits so, with one error line that matches
-    local name=$1 code=$2 pattern=$3 rc
-    shift 3
-    "$@" >"$tmp/out" 2>"$tmp/err" </dev/null
-    rc=$?
-    if [ $rc != "$code" ]; then case_fail "$name" "exit $rc, not $code: $(tail -1 "$tmp/err")"
-    elif ! grep -qE -- "$pattern" "$tmp/err"; then case_fail "$name" "no '$pattern' in: $(tail -1 "$tmp/err")"
-    elif [ "$(grep -c 'error:' "$tmp/err")" != 1 ]; then case_fail "$name" "not exactly one error line"
-    else case_ok "$name"; fi
+    if ! exits "$1" "$2" -E "${@:3}"; then return 0; fi
+    if [ "$(grep -c 'error:' "$tmp/err")" != 1 ]; then case_fail "$1" "not exactly one error line"; else case_ok "$1"; fi
 }

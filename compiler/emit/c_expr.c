@@ -45,13 +45,14 @@ bool c_is_filled(const CPrinter *p, const KInstr *in) {
 
 /* The row of a table that an index names, as the start of a position. */
 static const char *table_position(CPrinter *p, const KInstr *in) {
-    const char *row = p->live ? graph_printf(p->g, "live ? %s : 0", c_value(p, in->a)) : NULL;
-    const char *at;
+    const char *row = c_value(p, in->a), *at;
+    if (p->live) row = graph_printf(p->g, "live ? %s : 0", row);
     if (in->op == K_SCATTER)
-        at = graph_printf(p->g, "pk_slot(%s)", row ? row : c_value(p, in->a));
+        at = graph_printf(p->g, "pk_slot(%s)", row);
+    else if (p->live)
+        at = graph_printf(p->g, "(int64_t)(%s)", row);
     else
-        at =
-            graph_printf(p->g, row ? "(int64_t)(%s)" : "(int64_t)%s", row ? row : c_atom(p, in->a));
+        at = graph_printf(p->g, "(int64_t)%s", c_atom(p, in->a));
     if (in->level != LEVEL_ELEMENT) return at;
     return graph_printf(p->g, "%s * %lld + %s", at, (long long)p->body->cols, column(p));
 }

@@ -54,7 +54,7 @@ static bool measure_gpu(Trainer *t, Profile *p, Exec *x, PeftError *err) {
 }
 
 static bool measure(Trainer *t, Profile *p, Exec *x, PeftError *err) {
-    if (!trainer_steps(t, 1, err) || !exec_pull(x, err)) return false;
+    if (!trainer_steps(t, 1, err)) return false;
     startup_end(STARTUP_STEP);
     if (!trainer_seek(t, 0, 0, err)) return false;
     if (x->device == DEVICE_CUDA) return measure_gpu(t, p, x, err);

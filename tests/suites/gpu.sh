@@ -225,7 +225,7 @@ sanitize() {
     if [ $rc = 0 ] && grep -qE 'ERROR SUMMARY: 0 errors|RACECHECK SUMMARY: 0 hazards' "$log"; then
         case_ok "$1 $2"
     else
-        case_fail "$1 $2" "exit $rc: $(grep -vE '^(=+|=+ COMPUTE-SANITIZER|mini|epoch.*)$' "$log" | grep -m8 -A2 -iE '=====|error' | tr '\n' ' ' | cut -c1-900)"
+        case_fail "$1 $2" "exit $rc: $(grep -iE '=====|error' "$log" | grep -vE '^=+( COMPUTE-SANITIZER)?$' | head -16 | tr '\n' ' ' | cut -c1-900)"
     fi
 }
 part_sanitizer() {

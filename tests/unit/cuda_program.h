@@ -9,10 +9,7 @@
 #include <dlfcn.h>
 #include <math.h>
 
-#include "compiler/elaborate.h"
-#include "compiler/emit/emit.h"
-#include "compiler/pass.h"
-#include "compiler/pass/schedule.h"
+#include "model_program.h"
 #include "runtime/cuda/internal.h"
 
 /* Generated code is checked by the sanitizers that check the test. */
@@ -50,25 +47,9 @@ typedef struct Built {
 
 static void make_tables(Built *b, const char *path, const BaseField *base, bool skip_join) {
     Settings settings = {.base = base, .nbase = 7};
-    ModelInfo info;
-    Diag diag;
-    Schedule *sched[PEFT_FN_COUNT] = {NULL};
     b->sources = sources_new();
-    diag_init(&diag, b->sources, stderr);
-    b->g = elaborate_file(path, &settings, &diag, &info);
-    assert_non_null(b->g);
-    PassOptions passes = {.fit = &info.fit, .log = stderr};
-    passes_run(b->g, &passes);
-    for (int fn = 0; fn < PEFT_FN_COUNT; fn++) {
-        FuseOptions fuse = {0};
-        int32_t n;
-        if (!b->g->fn[fn].nout && !b->g->fn[fn].nupdate) continue;
-        Kernel **k = fuse_function(b->g, (PeftFn)fn, &fuse, &n);
-        sched[fn] = schedule_function(b->g, (PeftFn)fn, k, n);
-    }
-    ProgramInfo about = {
-        .name = path, .source = path, .text = "", .fit = info.fit, .skip_join = skip_join};
-    b->p = program_build(b->g, &about, sched);
+    b->p = model_program(path, &settings, skip_join, b->sources);
+    b->g = b->p->graph;
 }
 
 static const char harness[] =

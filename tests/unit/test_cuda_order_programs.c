@@ -2,56 +2,33 @@
  * their tables tell of is ordered, by a search over all pairs. */
 #include "order_steps.h"
 
-#include <stdio.h>
-
-#include "compiler/elaborate.h"
-#include "compiler/emit/emit.h"
-#include "compiler/pass.h"
-#include "compiler/pass/schedule.h"
+#include "model_program.h"
 #include "runtime/cuda/internal.h"
 
 typedef struct Compiled {
     Sources *sources;
-    Graph *g;
     Program *program;
     ProgramPlan plan;
     int64_t sym[PEFT_SYM_COUNT];
 } Compiled;
 
 static void open_model(Compiled *m, const char *path, bool skip_join) {
-    Settings none = {0};
-    ModelInfo info;
-    Diag diag;
+    const Settings none = {0};
     PeftError err = {{0}, 0};
-    Schedule *sched[PEFT_FN_COUNT] = {NULL};
     *m = (Compiled){.sources = sources_new(),
                     .sym = {[PEFT_SYM_T] = 430,
                             [PEFT_SYM_S] = 32,
                             [PEFT_SYM_M] = 64,
                             [PEFT_SYM_L] = 45,
                             [PEFT_SYM_W] = 4}};
-    diag_init(&diag, m->sources, stderr);
-    m->g = elaborate_file(path, &none, &diag, &info);
-    assert_non_null(m->g);
-    PassOptions passes = {.fit = &info.fit, .log = stderr};
-    passes_run(m->g, &passes);
-    for (int fn = 0; fn < PEFT_FN_COUNT; fn++) {
-        FuseOptions fuse = {0};
-        int32_t n;
-        if (!m->g->fn[fn].nout && !m->g->fn[fn].nupdate) continue;
-        Kernel **k = fuse_function(m->g, (PeftFn)fn, &fuse, &n);
-        sched[fn] = schedule_function(m->g, (PeftFn)fn, k, n);
-    }
-    ProgramInfo about = {.name = path, .source = path, .text = "", .fit = info.fit};
-    about.skip_join = skip_join;
-    m->program = program_build(m->g, &about, sched);
+    m->program = model_program(path, &none, skip_join, m->sources);
     if (!program_plan(&m->program->table, 1u << PEFT_FN_TRAIN, m->sym, m->sym, &m->plan, &err))
         fail_msg("%s", err.msg);
 }
 
 static void close_model(Compiled *m) {
     program_plan_free(&m->plan);
-    graph_free(m->g);
+    graph_free(m->program->graph);
     sources_free(m->sources);
 }
 
