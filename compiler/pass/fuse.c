@@ -115,13 +115,23 @@ static int32_t free_cost(const Fuser *f, const Node *n) {
     return cost < NEVER_FREE ? cost : NEVER_FREE;
 }
 
-/* Single-use elementwise ops on a matrix product of the same pass become its epilogue. Where two
- * products meet, the later one goes on and reads the other's result; a third one would make it wait
- * for a chain. `products`: how many met. */
-static Node *chain_of(const Fuser *f, Node *n, int32_t *products) {
+/* Whether a product waits for another one. */
+static bool is_late(const Fuser *f, const Node *product) {
+    int k;
+    return info_of(f, producer_of(product->in[0], &k))->chain != NULL;
+}
+
+/* Single-use elementwise ops on a matrix product of the same pass become its epilogue. A product
+ * that waits for another one anyway, such as a patch's second one, goes on from the result of one
+ * that does not; more would make a chain of what can run side by side. */
+static Node *chain_of(const Fuser *f, Node *n, ProductCount *count) {
     Node *last = NULL;
-    *products = n->op == OP_MATMUL;
-    if (n->op == OP_MATMUL) return n;
+    bool last_late = false;
+    *count = (ProductCount){0, 0};
+    if (n->op == OP_MATMUL) {
+        *(is_late(f, n) ? &count->late : &count->early) = 1;
+        return n;
+    }
     if (op_info[n->op].class != CLASS_EW || op_info[n->op].nout > 1) return NULL;
     for (int i = 0; i < n->nin; i++) {
         int k;
@@ -130,10 +140,15 @@ static Node *chain_of(const Fuser *f, Node *n, int32_t *products) {
         if (!from->chain || from->nuser != 1 || from->pass != info_of(f, n)->pass ||
             !space_equal(in->type, n->type))
             continue;
-        *products += from->products;
-        if (!last || in->id > last->id) last = in;
+        count->early += from->products.early;
+        count->late += from->products.late;
+        bool late = from->products.late > 0;
+        if (!last || late > last_late || (late == last_late && in->id > last->id)) {
+            last = in;
+            last_late = late;
+        }
     }
-    return *products <= 2 ? last : NULL;
+    return count->early <= 1 && count->late <= 1 ? last : NULL;
 }
 
 static uint8_t first_pass(const NodePass *of, const Node *n) {

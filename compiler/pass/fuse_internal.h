@@ -16,6 +16,10 @@ typedef struct Use { /* a group that reads a node's result */
     bool value, buffer;
 } Use;
 
+typedef struct ProductCount { /* matrix products: those that wait for another one, and the rest */
+    int32_t early, late;
+} ProductCount;
+
 typedef struct NodeInfo {
     Node *node;
     Node *proj[FUSE_RESULTS]; /* live PROJ nodes of a multi-result op */
@@ -23,11 +27,11 @@ typedef struct NodeInfo {
     int32_t nuse, cap_use;
     int32_t *site; /* groups that compute it */
     int32_t nsite, cap_site;
-    int32_t home;       /* the group that stores it, or -1 */
-    int32_t lowered_in; /* group whose values stand in the scratch array now */
-    int32_t products;   /* matrix products whose results meet in the chain that ends here */
-    int32_t nuser;      /* live nodes and roots that read it */
-    int32_t sum_group;  /* last COLUMN_SUM group that reads it, or -1 */
+    int32_t home;          /* the group that stores it, or -1 */
+    int32_t lowered_in;    /* group whose values stand in the scratch array now */
+    ProductCount products; /* whose results meet in the chain that ends here */
+    int32_t nuser;         /* live nodes and roots that read it */
+    int32_t sum_group;     /* last COLUMN_SUM group that reads it, or -1 */
     int32_t
         free_cost; /* ops to compute it from variables and inputs alone; large when impossible */
     uint8_t pass;
