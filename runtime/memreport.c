@@ -73,7 +73,8 @@ static bool list_buffers(Report *r, PeftError *err) {
     }
     for (int i = 0; i < f->ntemp; i++) {
         const PeftTemp *t = &f->temp[i];
-        if (step < t->first || step > plan_last_step(f, t, sym)) continue;
+        PlanSpan alive = r->plan.temp_span[r->peak_fn][i];
+        if (step < alive.first || step > alive.last) continue;
         add_buffer(r, plan_temp_bytes(p, r->peak_fn, i, sym), t->label, t->where,
                    (PeftClass)t->mem_class);
     }
@@ -272,7 +273,8 @@ int64_t *memreport_timeline(const Exec *x, PeftFn fn, PeftError *err) {
     for (int i = 0; i < f->ntemp; i++) {
         const PeftTemp *t = &f->temp[i];
         int64_t bytes = plan_placed(plan_temp_bytes(x->program, fn, i, sym));
-        for (int s = t->first; s <= plan_last_step(f, t, sym); s++)
+        PlanSpan span = x->plan.temp_span[fn][i];
+        for (int s = span.first; s <= span.last; s++)
             alive[s * PEFT_MEM_CLASSES + t->mem_class] += bytes;
     }
     return alive;

@@ -10,6 +10,7 @@
 #include "cpu/attention.h"
 #include "cpu/gemm.h"
 #include "cpu/nf4.h"
+#include "cuda/batched.h"
 #include "cuda/device.h"
 
 #include <stdlib.h>
@@ -292,14 +293,12 @@ static bool place_inputs(Planner *pl) {
     return true;
 }
 
-int32_t plan_last_step(const PeftFunction *f, const PeftTemp *t,
-                       const int64_t sym[PEFT_SYM_COUNT]) {
-    if (sym[PEFT_SYM_P] != 0) return t->last;
-    int32_t after = f->nstep - 1 - t->last;
-    return t->last + (after < PLAN_GPU_SLACK ? after : PLAN_GPU_SLACK);
+static bool is_gpu(const int64_t sym[PEFT_SYM_COUNT]) {
+    return sym[PEFT_SYM_P] == 0;
 }
 
-static bool temp_sizes(const Planner *pl, PeftFn fn, PlanItem *item) {
+/* Sizes and lifetimes, those of arrays not joined yet. */
+static bool temp_items(const Planner *pl, PeftFn fn, PlanItem *item) {
     const PeftFunction *f = &pl->program->fn[fn];
     const int64_t *sym = symbols_of(pl, fn);
     for (int i = 0; i < f->ntemp; i++) {
@@ -308,36 +307,118 @@ static bool temp_sizes(const Planner *pl, PeftFn fn, PlanItem *item) {
         if (bytes < 0)
             return peft_fail(pl->err, "%s (%s): its size overflows; use smaller dimensions",
                              t->label, t->where);
-        item[i] = (PlanItem){.bytes = bytes ? bytes : 1, .first = t->first};
-        item[i].last = plan_last_step(f, t, sym);
+        item[i] = (PlanItem){.bytes = bytes ? bytes : 1, .first = t->first, .last = t->last};
+        int32_t after = f->nstep - 1 - t->last;
+        if (is_gpu(sym)) item[i].last += after < PLAN_GPU_SLACK ? after : PLAN_GPU_SLACK;
     }
     return true;
 }
 
-static bool plan_function(Planner *pl, PeftFn fn) {
+/* Items that lie side by side are placed as one: lead[i] is the first item of the array of item i
+ * (i itself when it is in none), place[i] its number in there. */
+typedef struct Arrays {
+    int32_t *lead, *place;
+} Arrays;
+
+/* The operands k of a batch's products become an array, when they are different temporaries of one
+ * size that are in no array yet. */
+static void join_operands(const PeftProgram *p, PeftFn fn, const Batched *b, int k, PlanItem *item,
+                          const Arrays *a) {
+    const PeftStep *step = p->fn[fn].step;
+    int32_t temp[BATCH_MOST];
+    for (int i = 0; i < b->n; i++) {
+        int32_t ref = batch_operand(p, &step[b->step[i]], k);
+        if (PEFT_REF_KIND(ref) != PEFT_REF_TEMP) return;
+        temp[i] = PEFT_REF_INDEX(ref);
+        if (a->lead[temp[i]] >= 0 || item[temp[i]].bytes != item[temp[0]].bytes) return;
+        for (int j = 0; j < i; j++)
+            if (temp[j] == temp[i]) return;
+    }
+    PlanItem *all = &item[temp[0]];
+    for (int i = 0; i < b->n; i++) {
+        const PlanItem *one = &item[temp[i]];
+        if (one->first < all->first) all->first = one->first;
+        if (one->last > all->last) all->last = one->last;
+        a->lead[temp[i]] = temp[0];
+        a->place[temp[i]] = i;
+    }
+    for (int i = 1; i < b->n; i++) {
+        item[temp[i]].first = all->first;
+        item[temp[i]].last = all->last;
+    }
+}
+
+static bool find_arrays(const Planner *pl, PeftFn fn, PlanItem *item, const Arrays *a) {
     const PeftFunction *f = &pl->program->fn[fn];
-    PlanItem *item = peft_zalloc((size_t)f->ntemp, sizeof *item, pl->err);
-    int64_t *offset = peft_zalloc((size_t)f->ntemp, sizeof *offset, pl->err);
-    pl->plan->temp_offset[fn] = offset;
-    bool ok = item && offset && temp_sizes(pl, fn, item) &&
-              plan_offsets(item, f->ntemp, &pl->plan->fn[fn], pl->err) &&
-              plan_check(item, f->ntemp, pl->err);
-    for (int i = 0; ok && i < f->ntemp; i++) offset[i] = item[i].offset;
+    Batches batches = {NULL, 0};
+    for (int i = 0; i < f->ntemp; i++) a->lead[i] = -1;
+    if (is_gpu(symbols_of(pl, fn)) && !batches_find(pl->program, fn, &batches, pl->err))
+        return false;
+    for (int n = BATCH_MOST; n > 1; n--) /* large ones first: parts of them are arrays, too */
+        for (int i = 0; i < batches.n; i++)
+            for (int k = 0; batches.batch[i].n == n && k < BATCH_OPERANDS; k++)
+                join_operands(pl->program, fn, &batches.batch[i], k, item, a);
+    for (int i = 0; i < f->ntemp; i++)
+        if (a->lead[i] < 0) a->lead[i] = i;
+    batches_free(&batches);
+    return true;
+}
+
+/* Places the arrays, then each item in its own. */
+static bool place_arrays(PlanItem *item, int n, const Arrays *a, PlanSummary *out, PeftError *err) {
+    PlanItem *whole = peft_zalloc((size_t)n, sizeof *whole, err);
+    int32_t *at = peft_alloc((size_t)n, sizeof *at, err);
+    int count = 0;
+    bool ok = whole && at;
+    for (int i = 0; ok && i < n; i++)
+        if (a->lead[i] == i) {
+            at[i] = count;
+            whole[count++] = item[i];
+        }
+    for (int i = 0; ok && i < n; i++) {
+        PlanItem *w = &whole[at[a->lead[i]]];
+        int64_t end = a->place[i] * aligned(item[i].bytes) + item[i].bytes;
+        if (end > w->bytes) w->bytes = end;
+    }
+    ok = ok && plan_offsets(whole, count, out, err) && plan_check(whole, count, err);
+    for (int i = 0; ok && i < n; i++)
+        item[i].offset = whole[at[a->lead[i]]].offset + a->place[i] * aligned(item[i].bytes);
+    free(whole);
+    free(at);
+    return ok;
+}
+
+static bool plan_function(Planner *pl, PeftFn fn) {
+    size_t n = (size_t)pl->program->fn[fn].ntemp;
+    PlanItem *item = peft_zalloc(n, sizeof *item, pl->err);
+    int64_t *offset = pl->plan->temp_offset[fn] = peft_zalloc(n, sizeof *offset, pl->err);
+    PlanSpan *span = pl->plan->temp_span[fn] = peft_zalloc(n, sizeof *span, pl->err);
+    Arrays arrays = {peft_zalloc(n, sizeof(int32_t), pl->err),
+                     peft_zalloc(n, sizeof(int32_t), pl->err)};
+    bool ok = item && offset && span && arrays.lead && arrays.place && temp_items(pl, fn, item) &&
+              find_arrays(pl, fn, item, &arrays) &&
+              place_arrays(item, (int)n, &arrays, &pl->plan->fn[fn], pl->err) &&
+              plan_check(item, (int)n, pl->err);
+    for (size_t i = 0; ok && i < n; i++) {
+        offset[i] = item[i].offset;
+        span[i] = (PlanSpan){item[i].first, item[i].last};
+    }
     free(item);
+    free(arrays.lead);
+    free(arrays.place);
     return ok;
 }
 
 /* What is alive at the step where the lower bound of function `fn` lies. */
-static bool count_classes(Planner *pl, PeftFn fn) {
+static void count_classes(Planner *pl, PeftFn fn) {
     const PeftFunction *f = &pl->program->fn[fn];
-    PlanItem *item = peft_zalloc((size_t)f->ntemp, sizeof *item, pl->err);
-    bool ok = item && temp_sizes(pl, fn, item);
+    const PlanSpan *span = pl->plan->temp_span[fn];
     int32_t at = pl->plan->fn[fn].peak_step;
-    for (int i = 0; ok && i < f->ntemp; i++)
-        if (item[i].first <= at && at <= item[i].last)
-            pl->plan->by_class[f->temp[i].mem_class] += aligned(item[i].bytes);
-    free(item);
-    return ok;
+    for (int i = 0; i < f->ntemp; i++) {
+        int64_t bytes = plan_temp_bytes(pl->program, fn, i, symbols_of(pl, fn));
+        if (span[i].first <= at && at <= span[i].last)
+            pl->plan->by_class[f->temp[i].mem_class] += plan_placed(bytes);
+    }
 }
 
 static bool plan_functions(Planner *pl, unsigned fn_mask) {
@@ -360,7 +441,8 @@ static bool plan_functions(Planner *pl, unsigned fn_mask) {
     if (__builtin_add_overflow(plan->persistent, peak, &plan->peak))
         return peft_fail(pl->err, "the arena overflows; use smaller dimensions");
     plan->lower_bound = plan->persistent + bound;
-    return !fn_mask || count_classes(pl, bound_fn);
+    if (fn_mask) count_classes(pl, bound_fn);
+    return true;
 }
 
 bool program_plan(const PeftProgram *p, unsigned fn_mask, const int64_t train_sym[PEFT_SYM_COUNT],
@@ -374,6 +456,9 @@ bool program_plan(const PeftProgram *p, unsigned fn_mask, const int64_t train_sy
 
 void program_plan_free(ProgramPlan *plan) {
     free(plan->var_offset);
-    for (int f = 0; f < PEFT_FN_COUNT; f++) free(plan->temp_offset[f]);
+    for (int f = 0; f < PEFT_FN_COUNT; f++) {
+        free(plan->temp_offset[f]);
+        free(plan->temp_span[f]);
+    }
     memset(plan, 0, sizeof *plan);
 }

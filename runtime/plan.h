@@ -9,13 +9,10 @@
 
 #define PEFT_ALIGN 64
 
-/* Steps that a temporary's bytes stay unused on a GPU (cuda/order.h). With 3 the longest chain of a
- * LoRA step is within 5 % of that without any reuse, for 1 to 9 % more memory. */
-#define PLAN_GPU_SLACK 3
-
-/* The step after which a buffer's bytes serve another. On a GPU some more steps pass: one that
- * reuses bytes at once would have to wait for a step that could otherwise run beside it. */
-int32_t plan_last_step(const PeftFunction *f, const PeftTemp *t, const int64_t sym[PEFT_SYM_COUNT]);
+/* Steps that a temporary's bytes stay unused on a GPU: one that reuses bytes at once would have to
+ * wait for a step that could otherwise run beside it (cuda/order.h). With 10 the longest chain of a
+ * LoRA step is that without any reuse. */
+#define PLAN_GPU_SLACK 10
 
 typedef struct PlanItem {
     int64_t bytes;       /* > 0, before alignment */
@@ -50,16 +47,21 @@ int64_t plan_temp_bytes(const PeftProgram *p, PeftFn fn, int temp,
 /* Bytes that a buffer takes up in the arena: an empty one keeps an address of its own. */
 int64_t plan_placed(int64_t bytes);
 
+typedef struct PlanSpan { /* steps, inclusive, for which a temporary's bytes are its own */
+    int32_t first, last;
+} PlanSpan;
+
 /* A program's whole plan: every variable, input and temporary of the functions that will run. */
 typedef struct ProgramPlan {
     int64_t *var_offset; /* per variable */
     int64_t input_offset[PEFT_IN_COUNT];
     int64_t
         *temp_offset[PEFT_FN_COUNT]; /* per temporary, or NULL when the function is not planned */
-    int64_t persistent;              /* bytes of variables and inputs, at the arena's start */
-    PlanSummary fn[PEFT_FN_COUNT];   /* temporaries of each function, relative to `persistent` */
-    int64_t peak;                    /* persistent + largest function peak */
-    int64_t lower_bound;             /* persistent + largest function lower bound */
+    PlanSpan *temp_span[PEFT_FN_COUNT]; /* likewise */
+    int64_t persistent;                 /* bytes of variables and inputs, at the arena's start */
+    PlanSummary fn[PEFT_FN_COUNT];      /* temporaries of each function, relative to `persistent` */
+    int64_t peak;                       /* persistent + largest function peak */
+    int64_t lower_bound;                /* persistent + largest function lower bound */
     PeftFn peak_fn;
     int64_t by_class[PEFT_MEM_CLASSES]; /* bytes alive at the peak step; sums to lower_bound */
 } ProgramPlan;

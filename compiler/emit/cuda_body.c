@@ -505,7 +505,7 @@ static void emit_join(FILE *out, Graph *g, const Code *code) {
     print_pointers(&first, written_args(&first), PEFT_GEMM_C);
     print_pointers(&then, written_args(&then), 0);
     print_numbers(&then, then.first_site + count_sites(then.body));
-    fputs(") {\n", out);
+    fputs(") {\n    pk_begin();\n", out);
     open_views(&first);
     open_views(&then);
     c_scalars(&then, LEVEL_UNIFORM, 0);
@@ -527,7 +527,7 @@ void emit_kernel_cuda(FILE *out, Graph *g, const Code *code) {
     c_comment(&p);
     print_head(&p);
     print_parameters(&p, written);
-    fputs(") {\n", out);
+    fputs(") {\n    pk_begin();\n", out);
     open_group(&p, written);
     open_views(&p);
     c_scalars(&p, LEVEL_UNIFORM, 0);

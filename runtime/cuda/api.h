@@ -72,6 +72,24 @@ enum { CU_STREAM_NON_BLOCKING = 1 };
 enum { CU_EVENT_DEFAULT = 0, CU_EVENT_DISABLE_TIMING = 2 };
 enum { CU_EVENT_RECORD_EXTERNAL = 1 }; /* captured: as a node of the graph */
 
+enum { CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION = 6 };
+
+typedef struct CUlaunchAttribute {
+    int id;
+    char pad[4];
+    union {
+        char bytes[64];
+        int programmatic;
+    } value;
+} CUlaunchAttribute;
+
+typedef struct CUlaunchConfig {
+    unsigned grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes;
+    CUstream stream;
+    CUlaunchAttribute *attribute;
+    unsigned nattribute;
+} CUlaunchConfig;
+
 /* ---- types of NVRTC ---- */
 
 typedef enum nvrtcResult { NVRTC_SUCCESS = 0, NVRTC_ERROR_COMPILATION = 6 } nvrtcResult;
@@ -95,9 +113,15 @@ typedef enum cublasLtMatmulDescAttributes_t {
     CUBLASLT_MATMUL_DESC_TRANSB = 4,
     CUBLASLT_MATMUL_DESC_EPILOGUE = 7,     /* uint32_t */
     CUBLASLT_MATMUL_DESC_BIAS_POINTER = 8, /* of the result's type, a value for each of its rows */
+    CUBLASLT_MATMUL_DESC_BIAS_BATCH_STRIDE = 10, /* int64_t */
 } cublasLtMatmulDescAttributes_t;
 
 enum { CUBLASLT_EPILOGUE_BIAS = 4 };
+
+typedef enum cublasLtMatrixLayoutAttribute_t {
+    CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT = 5,         /* int32_t */
+    CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET = 6 /* int64_t, elements */
+} cublasLtMatrixLayoutAttribute_t;
 
 typedef enum cublasLtMatmulPreferenceAttributes_t {
     CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES = 1,   /* uint64_t */
@@ -215,10 +239,8 @@ _Static_assert(offsetof(cublasLtMatmulHeuristicResult_t, state) == 72, "cuBLASLt
       (CUfunction function, CUfunction_attribute attribute, int value))                            \
     X(cuOccupancyMaxActiveBlocksPerMultiprocessor, cuOccupancyMaxActiveBlocksPerMultiprocessor,    \
       CUresult, (int *blocks, CUfunction function, int block_threads, size_t shared_bytes))        \
-    X(cuLaunchKernel, cuLaunchKernel, CUresult,                                                    \
-      (CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,   \
-       unsigned block_y, unsigned block_z, unsigned shared_bytes, CUstream stream, void **arg,     \
-       void **extra))
+    X(cuLaunchKernelEx, cuLaunchKernelEx, CUresult,                                                \
+      (const CUlaunchConfig *config, CUfunction function, void **arg, void **extra))
 
 #define CUDA_NVRTC_API(X)                                                                          \
     X(nvrtcVersion, nvrtcVersion, nvrtcResult, (int *major, int *minor))                           \
@@ -252,6 +274,9 @@ _Static_assert(offsetof(cublasLtMatmulHeuristicResult_t, state) == 72, "cuBLASLt
     X(cublasLtMatrixLayoutCreate, cublasLtMatrixLayoutCreate, cublasStatus_t,                      \
       (cublasLtMatrixLayout_t *layout, cudaDataType type, uint64_t rows, uint64_t cols,            \
        int64_t ld))                                                                                \
+    X(cublasLtMatrixLayoutSetAttribute, cublasLtMatrixLayoutSetAttribute, cublasStatus_t,          \
+      (cublasLtMatrixLayout_t layout, cublasLtMatrixLayoutAttribute_t attribute,                   \
+       const void *value, size_t size))                                                            \
     X(cublasLtMatrixLayoutDestroy, cublasLtMatrixLayoutDestroy, cublasStatus_t,                    \
       (cublasLtMatrixLayout_t layout))                                                             \
     X(cublasLtMatmulPreferenceCreate, cublasLtMatmulPreferenceCreate, cublasStatus_t,              \

@@ -13,6 +13,7 @@ extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, ATTENTION_BLOCKS
                    const int32_t *rng, const int32_t *sample, work *context, float *lse,
                    const int64_t *sym, int dim, int64_t width, int64_t rows_dim, float scale,
                    float p, int site) {
+    pk_begin();
     alignas(128) __shared__ work memory[ATTEND_MEMORY];
     const DropoutKey key = dropout_key(rng, sample, site, p);
     const Head h = head_of_block(offsets, sym, dim, width, rows_dim, memory);
@@ -36,6 +37,7 @@ extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, ATTENTION_BLOCKS
                         const float *lse, const int32_t *offsets, const int32_t *rng,
                         const int32_t *sample, work *dq, work *dk, work *dv, const int64_t *sym,
                         int dim, int64_t width, int64_t rows_dim, float scale, float p, int site) {
+    pk_begin();
     alignas(128) __shared__ work memory[GRAD_MEMORY];
     const DropoutKey key = dropout_key(rng, sample, site, p);
     const Head h = head_of_block(offsets, sym, dim, width, rows_dim, memory);

@@ -11,12 +11,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LONG_SUM = 1024, LONGEST = 512 };
+enum {
+    LONG_SUM = 1024,
+    LONGEST = 512,
+    OVERLAP_MAJOR = 9,     /* compute capability that has programmatic dependent launch */
+    OVERLAP_DRIVER = 12030 /* that captures it */
+};
 
 /* A long sum of few tiles is split over the GPU, and the parts, a tile's fp32 values on each of its
  * multiprocessors, are added up from memory. */
 int64_t cuda_library_workspace(const PeftGemm *g) {
-    return g->k >= LONG_SUM ? 12 << 20 : 4 << 20;
+    return g->k >= LONG_SUM ? 8 << 20 : 1 << 20;
 }
 
 int64_t cuda_workspace_bytes(const PeftStep *s, const int64_t sym[PEFT_SYM_COUNT]) {
@@ -86,6 +91,8 @@ static bool find_kernels(Exec *x, PeftError *err) {
                  {CUDA_PART_TEMPLATES, "peft_index", &d->index},
                  {CUDA_PART_TEMPLATES, "peft_segment_sum", &d->segment_sum},
                  {CUDA_PART_TEMPLATES, "peft_transpose", &d->transpose},
+                 {CUDA_PART_TEMPLATES, "peft_receive", &d->receive},
+                 {CUDA_PART_TEMPLATES, "peft_send", &d->send},
                  {CUDA_PART_TEMPLATES, "peft_nf4_dequant", &d->dequant}};
     d->kernel = peft_zalloc((size_t)p->nkernel, sizeof(CUfunction), err);
     bool ok = d->kernel != NULL;
@@ -155,6 +162,7 @@ bool cuda_open(Exec *x, PeftError *err) {
     d->touched = peft_zalloc((size_t)x->program->nvar, 1, err);
     d->graph = peft_zalloc(CUDA_MAX_GRAPHS, sizeof *d->graph, err);
     if (!d->touched || !d->graph || !reserve(x, err)) return false;
+    d->overlap = d->gpu.major >= OVERLAP_MAJOR && d->api->driver_version >= OVERLAP_DRIVER;
     startup_end(STARTUP_DEVICE);
     if (!cuda_code_open(&d->code, d->api, x->program, x->compute, &d->gpu, err) ||
         !find_kernels(x, err))
@@ -255,12 +263,10 @@ static bool push_variables(Exec *x, PeftError *err) {
     return true;
 }
 
-static bool push_batch(Exec *x, const void *inputs, const int64_t *sym, PeftError *err) {
+static bool push_batch(const Exec *x, const int64_t *sym, PeftError *err) {
     const CudaExec *d = x->cuda;
     int64_t first = first_input(x);
-    return cuda_ok(d->api->cuMemcpyHtoDAsync(d->arena + (CUdeviceptr)first, inputs,
-                                             (size_t)(x->plan.persistent - first), d->stream),
-                   "copy to the GPU", err) &&
+    return upload(x, x->arena + first, x->plan.persistent - first, err) &&
            cuda_ok(d->api->cuMemcpyHtoDAsync(d->sym, sym, PEFT_SYM_COUNT * sizeof *sym, d->stream),
                    "copy to the GPU", err);
 }
@@ -279,18 +285,15 @@ static bool fetch_outputs(Exec *x, PeftFn fn, const int64_t *sym, PeftError *err
 
 /* ---- running ---- */
 
-/* Everything of a run but what it gives back. */
-static bool start(Exec *x, PeftFn fn, const void *inputs, const int64_t *sym, const int64_t *size,
-                  PeftError *err) {
+/* Everything of a run but its batch and what it gives back. */
+static bool start(Exec *x, PeftFn fn, const int64_t *size, PeftError *err) {
     if (fn != PEFT_FN_EVAL && fn != PEFT_FN_GRADIENTS) x->cuda->ahead = true;
-    return push_variables(x, err) && push_batch(x, inputs, sym, err) &&
-           cuda_launch_function(x, fn, size, err);
+    return push_variables(x, err) && cuda_launch_function(x, fn, size, err);
 }
 
 bool cuda_run(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT],
               const int64_t size[PEFT_SYM_COUNT], PeftError *err) {
-    return start(x, fn, x->arena + first_input(x), sym, size, err) &&
-           fetch_outputs(x, fn, sym, err);
+    return push_batch(x, sym, err) && start(x, fn, size, err) && fetch_outputs(x, fn, sym, err);
 }
 
 bool cuda_submit(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT],
@@ -298,17 +301,14 @@ bool cuda_submit(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT],
     CudaExec *d = x->cuda;
     if (!d->queue && !queue_open(x, err)) return false;
     char *slot = d->queue->slot + (size_t)at * d->queue->slot_bytes;
+    size_t bytes = d->queue->slot_bytes - SLOT_INPUTS;
     memset(slot, 0, SLOT_INPUTS);
     memcpy(slot, sym, PEFT_SYM_COUNT * sizeof *sym);
-    memcpy(slot + SLOT_INPUTS, x->arena + first_input(x), d->queue->slot_bytes - SLOT_INPUTS);
-    bool ok = start(x, fn, slot + SLOT_INPUTS, (const int64_t *)slot, size, err);
-    for (int i = 0; ok && i < EXEC_SCALARS; i++)
-        ok = !x->scalar[fn][i] ||
-             cuda_ok(d->api->cuMemcpyDtoHAsync(slot + SLOT_SCALARS + i * sizeof(float),
-                                               cuda_address(x, x->scalar[fn][i]), sizeof(float),
-                                               d->stream),
-                     "copy from the GPU", err);
-    return ok && cuda_ok(d->api->cuEventRecord(d->queue->done[at], d->stream), "mark a run", err);
+    memcpy(slot + SLOT_INPUTS, x->arena + first_input(x), bytes);
+    return cuda_receive(x, slot + SLOT_INPUTS, d->arena + (CUdeviceptr)first_input(x), bytes,
+                        (const int64_t *)slot, err) &&
+           start(x, fn, size, err) && cuda_send(x, fn, (float *)(slot + SLOT_SCALARS), err) &&
+           cuda_ok(d->api->cuEventRecord(d->queue->done[at], d->stream), "mark a run", err);
 }
 
 bool cuda_collect(Exec *x, int at, float scalar[EXEC_SCALARS], PeftError *err) {

@@ -18,7 +18,7 @@ struct CudaGemmPlan {
     CudaMatmul shape;   /* with leading dimensions filled in; no buffers */
     CudaGemmPlan *next; /* of the same bucket */
     cublasLtMatmulDesc_t desc;
-    cublasLtMatrixLayout_t first, second, result; /* memory of B, A, C */
+    cublasLtMatrixLayout_t first, second, result, added; /* memory of B, A, C, the addend */
     cublasLtMatmulHeuristicResult_t candidate[CUDA_GEMM_CANDIDATES];
     int candidates, selected;             /* selected < 0: not one of them */
     cublasLtMatmulHeuristicResult_t used; /* by products */
@@ -44,10 +44,12 @@ static bool product_ok(const CudaApi *api, cublasStatus_t status, const char *wh
                        const CudaMatmul *s, PeftError *err) {
     if (status == CUBLAS_STATUS_SUCCESS) return true;
     char text[256];
-    snprintf(text, sizeof text, "%s for C[%lld, %lld] = A%s B%s, k = %lld, %s to %s", what,
-             (long long)s->m, (long long)s->n, s->trans_a ? "^T" : "", s->trans_b ? "^T" : "",
-             (long long)s->k, s->in == CUDA_GEMM_F32 ? "fp32" : "bf16",
-             s->out == CUDA_GEMM_F32 ? "fp32" : "bf16");
+    int n =
+        snprintf(text, sizeof text, "%s for C[%lld, %lld] = A%s B%s, k = %lld, %s to %s", what,
+                 (long long)s->m, (long long)s->n, s->trans_a ? "^T" : "", s->trans_b ? "^T" : "",
+                 (long long)s->k, s->in == CUDA_GEMM_F32 ? "fp32" : "bf16",
+                 s->out == CUDA_GEMM_F32 ? "fp32" : "bf16");
+    if (s->batch > 1) snprintf(text + n, sizeof text - (size_t)n, ", a batch of %d", s->batch);
     return blas_ok(api, status, text, err);
 }
 
@@ -68,6 +70,7 @@ static void drop_plan(const CudaApi *api, CudaGemmPlan *p) {
     if (p->first) api->cublasLtMatrixLayoutDestroy(p->first);
     if (p->second) api->cublasLtMatrixLayoutDestroy(p->second);
     if (p->result) api->cublasLtMatrixLayoutDestroy(p->result);
+    if (p->added) api->cublasLtMatrixLayoutDestroy(p->added);
     free(p);
 }
 
@@ -100,6 +103,7 @@ static bool normalise(CudaMatmul *s, PeftError *err) {
     if (!s->lda) s->lda = a;
     if (!s->ldb) s->ldb = b;
     if (!s->ldc) s->ldc = s->n;
+    if (!s->batch) s->batch = 1;
     if (s->lda < a || s->ldb < b || s->ldc < s->n)
         return peft_fail(err,
                          "GPU product with row strides %lld, %lld, %lld: expected at least %lld, "
@@ -113,7 +117,7 @@ static bool same_shape(const CudaMatmul *x, const CudaMatmul *y) {
     return x->m == y->m && x->n == y->n && x->k == y->k && x->lda == y->lda && x->ldb == y->ldb &&
            x->ldc == y->ldc && x->trans_a == y->trans_a && x->trans_b == y->trans_b &&
            x->in == y->in && x->out == y->out && x->workspace_bytes == y->workspace_bytes &&
-           !x->bias == !y->bias;
+           !x->bias == !y->bias && x->batch == y->batch && !x->stride_a == !y->stride_a;
 }
 
 static cudaDataType data_type(CudaGemmType t) {
@@ -122,11 +126,41 @@ static cudaDataType data_type(CudaGemmType t) {
 
 /* Of a row-major matrix stored as rows x columns: the column-major view of the same memory. */
 static bool make_layout(const CudaApi *api, cublasLtMatrixLayout_t *layout, CudaGemmType type,
-                        int64_t rows, int64_t columns, int64_t ld, PeftError *err) {
+                        int64_t rows, int64_t columns, int64_t ld, int32_t batch, PeftError *err) {
     return blas_ok(api,
                    api->cublasLtMatrixLayoutCreate(layout, data_type(type), (uint64_t)columns,
                                                    (uint64_t)rows, ld),
-                   "cublasLtMatrixLayoutCreate", err);
+                   "cublasLtMatrixLayoutCreate", err) &&
+           (batch == 1 ||
+            blas_ok(api,
+                    api->cublasLtMatrixLayoutSetAttribute(
+                        *layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch, sizeof batch),
+                    "cublasLtMatrixLayoutSetAttribute", err));
+}
+
+/* Strides are set for each launch: they are not part of a shape. */
+static bool set_strides(const CudaApi *api, const CudaGemmPlan *p, const CudaMatmul *x,
+                        PeftError *err) {
+    const struct {
+        cublasLtMatrixLayout_t layout;
+        int64_t stride;
+    } set[] = {{p->first, x->stride_b},
+               {p->second, x->stride_a},
+               {p->result, x->stride_c},
+               {p->added, x->addend ? x->stride_addend : x->stride_c}};
+    bool ok = true;
+    if (p->shape.batch == 1) return true;
+    for (size_t i = 0; ok && i < sizeof set / sizeof *set; i++)
+        ok = blas_ok(api,
+                     api->cublasLtMatrixLayoutSetAttribute(
+                         set[i].layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &set[i].stride,
+                         sizeof set[i].stride),
+                     "cublasLtMatrixLayoutSetAttribute", err);
+    return ok && (!x->bias || blas_ok(api,
+                                      api->cublasLtMatmulDescSetAttribute(
+                                          p->desc, CUBLASLT_MATMUL_DESC_BIAS_BATCH_STRIDE,
+                                          &x->stride_bias, sizeof x->stride_bias),
+                                      "cublasLtMatmulDescSetAttribute", err));
 }
 
 /* cuBLASLt's rows are our columns: a bias has a value for each. */
@@ -163,10 +197,12 @@ static bool describe(const CudaApi *api, CudaGemmPlan *p, PeftError *err) {
                    "cublasLtMatmulDescSetAttribute", err) &&
            set_epilogue(api, p, err) && set_bias(api, p, p->shape.bias, err) &&
            make_layout(api, &p->first, s->in, s->trans_b ? s->n : s->k,
-                       stored_columns(s->trans_b, s->k, s->n), s->ldb, err) &&
+                       stored_columns(s->trans_b, s->k, s->n), s->ldb, s->batch, err) &&
            make_layout(api, &p->second, s->in, s->trans_a ? s->k : s->m,
-                       stored_columns(s->trans_a, s->m, s->k), s->lda, err) &&
-           make_layout(api, &p->result, s->out, s->m, s->n, s->ldc, err);
+                       stored_columns(s->trans_a, s->m, s->k), s->lda, s->batch, err) &&
+           make_layout(api, &p->result, s->out, s->m, s->n, s->ldc, s->batch, err) &&
+           make_layout(api, &p->added, s->out, s->m, s->n, s->ldc, s->batch, err) &&
+           set_strides(api, p, s, err);
 }
 
 /* What is left of a workspace that may begin anywhere. */
@@ -204,7 +240,7 @@ static bool ask_heuristic(CudaGemm *g, CudaGemmPlan *p, cublasLtMatmulPreference
                           PeftError *err) {
     int found = 0;
     cublasStatus_t status = g->api->cublasLtMatmulAlgoGetHeuristic(
-        g->handle, p->desc, p->first, p->second, p->result, p->result, preference,
+        g->handle, p->desc, p->first, p->second, p->added, p->result, preference,
         CUDA_GEMM_CANDIDATES, p->candidate, &found);
     if (status == CUBLAS_STATUS_SUCCESS) {
         for (int i = 0; i < found && i < CUDA_GEMM_CANDIDATES; i++)
@@ -319,7 +355,7 @@ void cuda_gemm_adopt(const CudaGemm *g, CudaGemmPlan *plan, const CudaGemmPlan *
     cublasLtMatmulHeuristicResult_t checked = {.state = CUBLAS_STATUS_NOT_SUPPORTED};
     if (plan->settled || plan == like ||
         g->api->cublasLtMatmulAlgoCheck(g->handle, plan->desc, plan->first, plan->second,
-                                        plan->result, plan->result, &like->used.algo,
+                                        plan->added, plan->result, &like->used.algo,
                                         &checked) != CUBLAS_STATUS_SUCCESS ||
         checked.state != CUBLAS_STATUS_SUCCESS ||
         checked.workspaceSize > usable_workspace(&plan->shape))
@@ -344,14 +380,14 @@ bool cuda_gemm_run(CudaGemm *g, const CudaMatmul *product, CUstream stream, Peft
                          "found 0",
                          x->workspace_bytes);
     const CudaGemmPlan *p = cuda_gemm_plan(g, x, err);
-    if (!p || !set_bias(g->api, p, x->bias, err)) return false;
+    if (!p || !set_bias(g->api, p, x->bias, err) || !set_strides(g->api, p, x, err)) return false;
     CUdeviceptr workspace =
         (x->workspace + WORKSPACE_ALIGN - 1) / WORKSPACE_ALIGN * WORKSPACE_ALIGN;
     float alpha = x->scale != 0 ? x->scale : 1, beta = x->addend ? 1 : 0;
     CUdeviceptr addend = x->addend ? x->addend : x->c;
     cublasStatus_t status = g->api->cublasLtMatmul(
         g->handle, p->desc, &alpha, (const void *)(uintptr_t)x->b, p->first,
-        (const void *)(uintptr_t)x->a, p->second, &beta, (const void *)(uintptr_t)addend, p->result,
+        (const void *)(uintptr_t)x->a, p->second, &beta, (const void *)(uintptr_t)addend, p->added,
         (void *)(uintptr_t)x->c, p->result, &p->used.algo, (void *)(uintptr_t)workspace,
         p->used.workspaceSize, stream);
     return product_ok(g->api, status, "launch", &p->shape, err);

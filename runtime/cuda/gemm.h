@@ -22,13 +22,17 @@ typedef struct CudaMatmul {
     bool trans_b;          /* B is stored [n, k] instead of [k, n] */
     CudaGemmType in, out;  /* of A and B, of C: F32 and F32, BF16 and BF16, or BF16 and F32 */
     size_t workspace_bytes; /* algorithms that need more are not considered; 0: none */
+    int batch;              /* products of this shape in one launch; 0 counts as 1 */
 
     /* What follows may differ between products of one plan. */
-    CUdeviceptr a, b, c;   /* C must not overlap anything else */
-    CUdeviceptr bias;      /* n values of C's type, added to each row; 0 or not 0 is part of the
-                              shape, the address is not */
-    CUdeviceptr addend;    /* C = scale op(A) op(B) + this, of C's type and stride, which may be C
-                              itself; 0: nothing is added */
+    CUdeviceptr a, b, c; /* C must not overlap anything else */
+    CUdeviceptr bias;    /* n values of C's type, added to each row; 0 or not 0 is part of the
+                            shape, the address is not */
+    CUdeviceptr addend;  /* C = scale op(A) op(B) + this, of C's type and stride, which may be C
+                            itself; 0: nothing is added */
+    int64_t stride_a, stride_b, stride_c, stride_addend,
+        stride_bias;       /* of a batch: elements from one product's operand to the next one's;
+                              whether that of A is 0 is part of the shape */
     float scale;           /* 0 counts as 1 */
     CUdeviceptr workspace; /* for this product alone until it is done; any alignment */
 } CudaMatmul;

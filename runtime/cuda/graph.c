@@ -115,34 +115,46 @@ static bool record(const CudaExec *d, const CudaOrder *o, int32_t step, CUstream
 
 /* ---- launching ---- */
 
-/* Steps of one kernel, mostly a single one, on d->current, or what can be prepared for it; a
- * failure names the first. */
-static bool launch_members(Exec *x, PeftFn fn, const int32_t *member, int n, bool prepare,
-                           const int64_t *sym, PeftError *err) {
-    const PeftStep *s = &x->program->fn[fn].step[*member];
-    void *workspace = x->workspace[fn][*member];
-    void *const *arg[PEFT_GROUP];
-    for (int i = 0; i < n; i++) arg[i] = x->cuda->order[fn].arg[member[i]];
-    if (prepare ? cuda_prepare(x, s, *arg, workspace, sym, err)
-                : cuda_step(x, s, arg, n, workspace, sym, err))
+CudaMembers cuda_members(const Exec *x, PeftFn fn, int i) {
+    const CudaOrder *o = &x->cuda->order[fn];
+    const int32_t *member = &o->order.member[o->order.first_member[i]];
+    CudaMembers m = {.step = &x->program->fn[fn].step[*member],
+                     .part = (OrderPart)o->order.part[i]};
+    int32_t first = *member; /* in the program: its workspace is there now */
+    for (; m.n < o->order.first_member[i + 1] - o->order.first_member[i]; m.n++) {
+        m.arg[m.n] = o->arg[member[m.n]];
+        m.workspace[m.n] = x->workspace[fn][member[m.n]];
+        if (member[m.n] < first) first = member[m.n];
+    }
+    const PeftGemm *g = m.step->desc;
+    bool gemm = x->program->kernel[m.step->kernel].kind == PEFT_KERNEL_GEMM;
+    for (int k = 0; gemm && !peft_is_nf4(g->b_dtype) && k < m.n; k++)
+        m.workspace[k] = x->workspace[fn][first];
+    return m;
+}
+
+/* Step i of the order, or what can be prepared for one; a failure names the program's step. */
+static bool launch_step(Exec *x, PeftFn fn, int i, const int64_t *sym, PeftError *err) {
+    CudaMembers m = cuda_members(x, fn, i);
+    if (m.part == ORDER_PREPARES ? cuda_prepare(x, &m, sym, err) : cuda_step(x, &m, sym, err))
         return true;
     char why[sizeof err->msg];
     memcpy(why, err->msg, sizeof why);
     err->msg[0] = 0;
-    return peft_fail(err, "%s (%s): %.800s", x->program->kernel[s->kernel].name, s->where, why);
+    return peft_fail(err, "%s (%s): %.800s", x->program->kernel[m.step->kernel].name, m.step->where,
+                     why);
 }
 
 /* One after the other on one stream, the time of each between two marks. */
 static bool launch_marked_steps(Exec *x, PeftFn fn, const int64_t *sym, PeftError *err) {
-    const PeftFunction *f = &x->program->fn[fn];
     CudaExec *d = x->cuda;
+    int n = d->order[fn].order.nstep;
     d->current = d->stream;
-    for (int32_t i = 0; i < f->nstep; i++)
+    for (int i = 0; i < n; i++)
         if (!cuda_timing_mark(&d->timing[fn], d->api, i, d->stream, err) ||
-            !launch_members(x, fn, &i, 1, true, sym, err) ||
-            !launch_members(x, fn, &i, 1, false, sym, err))
+            !launch_step(x, fn, i, sym, err))
             return false;
-    return cuda_timing_mark(&d->timing[fn], d->api, f->nstep, d->stream, err);
+    return cuda_timing_mark(&d->timing[fn], d->api, n, d->stream, err);
 }
 
 static bool launch_steps(Exec *x, PeftFn fn, const int64_t *sym, PeftError *err) {
@@ -151,11 +163,8 @@ static bool launch_steps(Exec *x, PeftFn fn, const int64_t *sym, PeftError *err)
     const Order *order = &o->order;
     if (!record(d, o, ORDER_START, d->stream, err)) return false;
     for (int i = 0; i < order->nstep; i++) {
-        const int32_t *member = &order->member[order->first_member[i]];
-        int n = order->first_member[i + 1] - order->first_member[i];
         d->current = stream_of(d, order->stream[i]);
-        if (!wait_for_steps(d, o, i, d->current, err) ||
-            !launch_members(x, fn, member, n, order->prepares[i], sym, err) ||
+        if (!wait_for_steps(d, o, i, d->current, err) || !launch_step(x, fn, i, sym, err) ||
             !record(d, o, i, d->current, err))
             return false;
     }
@@ -202,7 +211,7 @@ static bool capture(Exec *x, PeftFn fn, const int64_t *sym, LaunchFn launch, CUg
 static bool time_steps(Exec *x, PeftFn fn, const int64_t *sym, PeftError *err) {
     CudaExec *d = x->cuda;
     CUgraphExec exec = NULL;
-    bool ok = cuda_timing_open(&d->timing[fn], d->api, x->program->fn[fn].nstep, err) &&
+    bool ok = cuda_timing_open(&d->timing[fn], d->api, d->order[fn].order.nstep, err) &&
               capture(x, fn, sym, launch_marked_steps, &exec, err) &&
               cuda_ok(d->api->cuGraphLaunch(exec, d->stream), "launch a graph", err) &&
               cuda_function_ended(d->api->cuStreamSynchronize(d->stream), err) &&

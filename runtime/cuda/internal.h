@@ -17,7 +17,7 @@
 enum {
     CUDA_HEADROOM = 128000000, /* bytes beside the arena: kernels, graphs, the library */
     CUDA_MAX_GRAPHS = 1024,
-    CUDA_STREAMS = 8, /* that a function's steps are spread over */
+    CUDA_STREAMS = 2, /* that a function's steps are spread over */
     CUDA_MAX_STREAMS = 32
 };
 
@@ -41,11 +41,12 @@ struct CudaExec {
     CUstream stream;                     /* of copies, graphs, and the steps of no other */
     CUstream side[CUDA_MAX_STREAMS - 1]; /* of steps that run beside it; NULL: not needed yet */
     CUstream current;                    /* that a step is launched on */
-    CudaOrder order[PEFT_FN_COUNT];      /* of functions that were launched */
-    CudaTiming timing[PEFT_FN_COUNT];    /* of functions that are profiled */
+    bool overlap; /* kernels may be set up before the one before them on the stream has ended */
+    CudaOrder order[PEFT_FN_COUNT];   /* of functions that were launched */
+    CudaTiming timing[PEFT_FN_COUNT]; /* of functions that are profiled */
     CudaCode code;
     CUfunction *kernel; /* by the program's kernels; NULL: nothing generated */
-    CUfunction attention, attention_grad, index, segment_sum, transpose, dequant;
+    CUfunction attention, attention_grad, index, segment_sum, transpose, dequant, receive, send;
     CudaGemm *gemm;
     CudaTuner *tuner;
     CUdeviceptr arena, sym;
@@ -62,19 +63,37 @@ typedef struct CudaExec CudaExec;
 /* The device's address of a place in the host's arena; 0 for NULL. */
 CUdeviceptr cuda_address(const Exec *x, const void *host);
 
+/* Steps of the program that are one launch: mostly one, or up to PEFT_GROUP of a kernel for
+ * several, or a batch of products. Buffers are places in the host's arena. */
+typedef struct CudaMembers {
+    const PeftStep *step; /* the first one */
+    void *const *arg[PEFT_GROUP];
+    void *workspace[PEFT_GROUP];
+    int n;
+    OrderPart part;
+} CudaMembers;
+
+/* Step i of a function's order. */
+CudaMembers cuda_members(const Exec *x, PeftFn fn, int i);
+
 /* What a step needs and can have before its operands are there: a quantised weight, dequantised
  * into its workspace. It comes before cuda_step. */
-bool cuda_prepare(const Exec *x, const PeftStep *s, void *const *arg, void *workspace,
+bool cuda_prepare(const Exec *x, const CudaMembers *m, const int64_t sym[PEFT_SYM_COUNT],
+                  PeftError *err);
+
+/* Launches them on the current stream, or the part of them that is not cuda_prepare's. */
+bool cuda_step(const Exec *x, const CudaMembers *m, const int64_t sym[PEFT_SYM_COUNT],
+               PeftError *err);
+
+/* A batch and its symbols from page-locked memory, and a function's scalars into it, on the stream.
+ */
+bool cuda_receive(const Exec *x, const void *inputs, CUdeviceptr to, size_t bytes,
                   const int64_t sym[PEFT_SYM_COUNT], PeftError *err);
+bool cuda_send(const Exec *x, PeftFn fn, float scalar[EXEC_SCALARS], PeftError *err);
 
-/* Launches a step on the current stream, or n (at most PEFT_GROUP) of a kernel for several, as one
- * launch; s is the first of them. arg, workspace: places in the host's arena, by step. */
-bool cuda_step(const Exec *x, const PeftStep *s, void *const *const *arg, int n, void *workspace,
-               const int64_t sym[PEFT_SYM_COUNT], PeftError *err);
-
-/* The product of a GEMM step; a quantised B is what was dequantised into the workspace. */
-CudaMatmul cuda_product(const Exec *x, const PeftStep *s, void *const *arg, void *workspace,
-                        const int64_t sym[PEFT_SYM_COUNT]);
+/* The product that they are, a batch when they are several; a quantised B is what was dequantised
+ * into the workspace. */
+CudaMatmul cuda_product(const Exec *x, const CudaMembers *m, const int64_t sym[PEFT_SYM_COUNT]);
 
 /* Settles the algorithms of a function's products for this size of batch (tune.h). To be called at
  * the function's start, when all its temporaries are dead, and before it is launched. */

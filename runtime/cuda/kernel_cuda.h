@@ -20,6 +20,16 @@ typedef unsigned long long uint64_t;
 #define PK_NAN    __int_as_float(0x7fc00000)
 #define PK_WARP   0xffffffffu /* all lanes */
 
+/* The first thing that a kernel does: waits until the kernel before it on the stream has ended and
+ * what it wrote is there, then lets the next one be set up. Before it only addresses and what no
+ * kernel writes may be touched. */
+PK_DEVICE void pk_begin() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 /* ---- symbolic dimensions, as in peftrt.h ---- */
 
 enum { PEFT_SYM_T = 1, PEFT_SYM_S, PEFT_SYM_M, PEFT_SYM_L, PEFT_SYM_P };

@@ -3,13 +3,16 @@
  * for whole sums, whose parts follow from the sizes alone. */
 #include "internal.h"
 
+#include "batched.h"
+
 enum {
     MAX_PARAMS = 500,    /* 4 KB of pointers: what every driver takes */
     MOST_GRID_Y = 65535, /* blocks */
     ATTENTION_BLOCK = 128,
     FLAT_BLOCK = 256,
-    SUM_VALUES = 8,    /* of a thread, at least */
-    DEQUANT_VALUES = 8 /* of a thread */
+    SUM_VALUES = 8,     /* of a thread, at least */
+    DEQUANT_VALUES = 8, /* of a thread */
+    VECTOR_BYTES = 16
 };
 
 typedef struct Launch { /* parameters of one kernel */
@@ -29,13 +32,29 @@ static void pass_buffers(Launch *l, const Exec *x, void *const *arg, int n) {
     }
 }
 
+/* Where the GPU can, a kernel is set up while the one before it on the stream still runs; all begin
+ * with pk_begin, which waits for that one's end. */
+static CUresult put(const Exec *x, CUfunction f, Launch *l, int64_t grid, int64_t grid_y,
+                    int block) {
+    const CudaExec *d = x->cuda;
+    CUlaunchAttribute overlap = {.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                                 .value.programmatic = 1};
+    CUlaunchConfig config = {.grid_x = (unsigned)grid,
+                             .grid_y = (unsigned)grid_y,
+                             .grid_z = 1,
+                             .block_x = (unsigned)block,
+                             .block_y = 1,
+                             .block_z = 1,
+                             .stream = d->current,
+                             .attribute = &overlap,
+                             .nattribute = d->overlap};
+    return d->api->cuLaunchKernelEx(&config, f, l->param, NULL);
+}
+
 static bool launch2(const Exec *x, CUfunction f, Launch *l, int64_t grid, int64_t grid_y, int block,
                     PeftError *err) {
-    const CudaExec *d = x->cuda;
     if (grid < 1 || grid_y < 1) return true;
-    return cuda_ok(d->api->cuLaunchKernel(f, (unsigned)grid, (unsigned)grid_y, 1, (unsigned)block,
-                                          1, 1, 0, d->current, l->param, NULL),
-                   "launch a kernel", err);
+    return cuda_ok(put(x, f, l, grid, grid_y, block), "launch a kernel", err);
 }
 
 static bool launch(const Exec *x, CUfunction f, Launch *l, int64_t grid, int block,
@@ -112,8 +131,8 @@ static bool dequantise(const Exec *x, void *const *arg, CUdeviceptr to, int64_t 
                   err);
 }
 
-CudaMatmul cuda_product(const Exec *x, const PeftStep *s, void *const *arg, void *workspace,
-                        const int64_t sym[PEFT_SYM_COUNT]) {
+static CudaMatmul product_of(const Exec *x, const PeftStep *s, void *const *arg, void *workspace,
+                             const int64_t *sym) {
     const PeftGemm *g = s->desc;
     bool bf16 = x->compute == COMPUTE_BF16;
     CudaMatmul product = {.m = peft_dim(g->m, sym),
@@ -135,23 +154,38 @@ CudaMatmul cuda_product(const Exec *x, const PeftStep *s, void *const *arg, void
     return product;
 }
 
-bool cuda_prepare(const Exec *x, const PeftStep *s, void *const *arg, void *workspace,
-                  const int64_t sym[PEFT_SYM_COUNT], PeftError *err) {
-    const PeftGemm *g = s->desc;
-    if (x->program->kernel[s->kernel].kind != PEFT_KERNEL_GEMM || !peft_is_nf4(g->b_dtype))
-        return true;
-    CudaMatmul product = cuda_product(x, s, arg, workspace, sym);
-    return dequantise(x, &arg[1], product.b, product.n * product.k, g->b_dtype == DT_NF4, err);
+CudaMatmul cuda_product(const Exec *x, const CudaMembers *m, const int64_t sym[PEFT_SYM_COUNT]) {
+    CudaMatmul p = product_of(x, m->step, m->arg[0], m->workspace[0], sym);
+    if (m->n == 1) return p;
+    CudaMatmul next = product_of(x, m->step, m->arg[1], m->workspace[1], sym);
+    int64_t in = p.in == CUDA_GEMM_F32 ? 4 : 2, out = p.out == CUDA_GEMM_F32 ? 4 : 2;
+    p.batch = m->n;
+    p.stride_a = (int64_t)(next.a - p.a) / in;
+    p.stride_b = (int64_t)(next.b - p.b) / in;
+    p.stride_c = (int64_t)(next.c - p.c) / out;
+    p.stride_addend = (int64_t)(next.addend - p.addend) / out;
+    p.stride_bias = (int64_t)(next.bias - p.bias) / out;
+    return p;
+}
+
+bool cuda_prepare(const Exec *x, const CudaMembers *m, const int64_t sym[PEFT_SYM_COUNT],
+                  PeftError *err) {
+    const PeftGemm *g = m->step->desc;
+    CudaMatmul product = cuda_product(x, m, sym);
+    return dequantise(x, &m->arg[0][1], product.b, product.n * product.k, g->b_dtype == DT_NF4,
+                      err);
 }
 
 /* The product, then what is fused behind it as a kernel over its elements or rows. */
-static bool run_gemm(const Exec *x, const PeftStep *s, void *const *const *arg, void *workspace,
-                     const int64_t *sym, PeftError *err) {
-    const PeftGemm *g = s->desc;
+static bool run_gemm(const Exec *x, const CudaMembers *m, const int64_t *sym, PeftError *err) {
+    const PeftGemm *g = m->step->desc;
     CudaExec *d = x->cuda;
-    CudaMatmul product = cuda_product(x, s, *arg, workspace, sym);
-    if (!cuda_gemm_run(d->gemm, &product, d->current, err)) return false;
-    return g->plain || g->joined || run_generated(x, s, arg, 1, sym, err);
+    if (m->part != ORDER_EPILOGUE) {
+        CudaMatmul product = cuda_product(x, m, sym);
+        if (!cuda_gemm_run(d->gemm, &product, d->current, err)) return false;
+    }
+    return m->part == ORDER_PRODUCTS || !batch_leaves_epilogue(g) ||
+           run_generated(x, m->step, m->arg, 1, sym, err);
 }
 
 static bool run_attention(const Exec *x, const PeftStep *s, void *const *arg, const int64_t *sym,
@@ -201,15 +235,42 @@ static bool run_indexed(const Exec *x, const PeftStep *s, void *const *arg, cons
     }
 }
 
-bool cuda_step(const Exec *x, const PeftStep *s, void *const *const *arg, int n, void *workspace,
-               const int64_t sym[PEFT_SYM_COUNT], PeftError *err) {
+bool cuda_receive(const Exec *x, const void *inputs, CUdeviceptr to, size_t bytes,
+                  const int64_t sym[PEFT_SYM_COUNT], PeftError *err) {
+    CudaExec *d = x->cuda;
+    Launch l = {.n = 0};
+    int64_t vectors = (int64_t)(bytes / VECTOR_BYTES);
+    int symbols = PEFT_SYM_COUNT;
+    d->current = d->stream;
+    pass(&l, &inputs);
+    pass(&l, &to);
+    pass(&l, &vectors);
+    pass(&l, &sym);
+    pass(&l, &d->sym);
+    pass(&l, &symbols);
+    return cuda_function_ended(put(x, d->receive, &l, 1 + vectors / FLAT_BLOCK, 1, FLAT_BLOCK),
+                               err);
+}
+
+bool cuda_send(const Exec *x, PeftFn fn, float scalar[EXEC_SCALARS], PeftError *err) {
+    CudaExec *d = x->cuda;
+    Launch l = {.n = 0};
+    d->current = d->stream;
+    pass_buffers(&l, x, (void *const *)x->scalar[fn], EXEC_SCALARS);
+    pass(&l, &scalar);
+    return cuda_function_ended(put(x, d->send, &l, 1, 1, 32), err);
+}
+
+bool cuda_step(const Exec *x, const CudaMembers *m, const int64_t sym[PEFT_SYM_COUNT],
+               PeftError *err) {
+    const PeftStep *s = m->step;
     switch (x->program->kernel[s->kernel].kind) {
     case PEFT_KERNEL_MAP:
     case PEFT_KERNEL_COLUMN_SUM:
-    case PEFT_KERNEL_FULL_SUM: return run_generated(x, s, arg, n, sym, err);
-    case PEFT_KERNEL_GEMM: return run_gemm(x, s, arg, workspace, sym, err);
+    case PEFT_KERNEL_FULL_SUM: return run_generated(x, s, m->arg, m->n, sym, err);
+    case PEFT_KERNEL_GEMM: return run_gemm(x, m, sym, err);
     case PEFT_KERNEL_ATTENTION:
-    case PEFT_KERNEL_ATTENTION_GRAD: return run_attention(x, s, *arg, sym, err);
-    default: return run_indexed(x, s, *arg, sym, err);
+    case PEFT_KERNEL_ATTENTION_GRAD: return run_attention(x, s, m->arg[0], sym, err);
+    default: return run_indexed(x, s, m->arg[0], sym, err);
     }
 }

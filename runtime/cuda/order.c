@@ -4,6 +4,8 @@
  * those conflicting steps that its clock has not reached yet. */
 #include "order.h"
 
+#include "batched.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -136,7 +138,7 @@ void order_free(Order *o) {
     free(o->first_wait);
     free(o->member);
     free(o->first_member);
-    free(o->prepares);
+    free(o->part);
     *o = (Order){0};
 }
 
@@ -196,46 +198,182 @@ static OrderStep step_ranges(Ranges *r, const PeftStep *s) {
     return out;
 }
 
+/* ---- batches ---- */
+
+/* What is placed as one: a step of the program, or a batch of products. */
+typedef struct Item {
+    int32_t step[BATCH_MOST];
+    int32_t n;
+    OrderPart part;
+    OrderStep touches;
+} Item;
+
+typedef struct Sequence { /* items in an order that is right on one stream */
+    Item *item;
+    int32_t n;
+} Sequence;
+
+/* The address of operand k of a product; -1: it has none. */
+static int64_t operand_at(const Ranges *r, int32_t step, int k) {
+    int32_t ref = batch_operand(r->program, &r->program->fn[r->fn].step[step], k);
+    int i = PEFT_REF_INDEX(ref);
+    return PEFT_REF_KIND(ref) == PEFT_REF_VAR ? r->plan->var_offset[i]
+           : PEFT_REF_KIND(ref) == PEFT_REF_TEMP
+               ? r->plan->persistent + r->plan->temp_offset[r->fn][i]
+               : -1;
+}
+
+enum {
+    BATCH_ALIGN = 16
+}; /* bytes between the operands of a batch: as of the operands themselves */
+
+/* Whether the steps' operands lie at equal distances, and forward. */
+static bool in_step(const Ranges *r, const int32_t *step, int n) {
+    for (int k = 0; k < BATCH_OPERANDS; k++) {
+        int64_t first = operand_at(r, step[0], k), stride = operand_at(r, step[1], k) - first;
+        if (stride < 0 || stride % BATCH_ALIGN || (k == PEFT_GEMM_C && stride == 0)) return false;
+        for (int i = 2; i < n; i++)
+            if (operand_at(r, step[i], k) != first + i * stride) return false;
+    }
+    return true;
+}
+
+/* What a product touches in a batch: the library's workspace, its last range, is that of the first
+ * in the program, and a kernel behind it comes later. */
+static OrderStep member_touches(Ranges *r, const OrderStep *step, int32_t first, int32_t j) {
+    const PeftGemm *g = r->program->fn[r->fn].step[j].desc;
+    OrderRange workspace = step[j].range[step[j].n - 1];
+    bool own = j == first || peft_is_nf4(g->b_dtype);
+    int n = batch_leaves_epilogue(g) ? PEFT_GEMM_C + 1 : step[j].n - 1;
+    OrderStep s = {&r->range[r->n], n + own};
+    for (int k = 0; k < n; k++) r->range[r->n++] = step[j].range[k];
+    if (own) r->range[r->n++] = workspace;
+    return s;
+}
+
+/* C and what follows it but for the workspace. */
+static OrderStep epilogue_touches(const OrderStep *step, int32_t j) {
+    return (OrderStep){step[j].range + PEFT_GEMM_C, step[j].n - PEFT_GEMM_C - 1};
+}
+
+/* Whether the steps may all run where the first one in the program stands. taken: by step, that it
+ * runs before already. */
+static bool can_overtake(const OrderStep *step, const bool *taken, int32_t first,
+                         const int32_t *member, const OrderStep *touches, int n) {
+    for (int m = 0; m < n; m++)
+        for (int i = first; i < member[m]; i++) {
+            int with = 0;
+            while (with < n && member[with] != i) with++;
+            if ((with < n || !taken[i]) &&
+                conflict(&touches[m], with < n ? &touches[with] : &step[i]))
+                return false;
+        }
+    return true;
+}
+
+static bool try_members(Ranges *r, const OrderStep *step, bool *taken, int32_t first,
+                        const int32_t *member, int n, Item *item) {
+    OrderStep touches[BATCH_MOST];
+    int before = r->n;
+    for (int m = 0; m < n; m++) touches[m] = member_touches(r, step, first, member[m]);
+    if (!in_step(r, member, n) || !can_overtake(step, taken, first, member, touches, n)) {
+        r->n = before;
+        return false;
+    }
+    *item = (Item){.n = n, .part = ORDER_PRODUCTS, .touches = {&r->range[before], r->n - before}};
+    for (int m = 0; m < n; m++) {
+        item->step[m] = member[m];
+        taken[member[m]] = true;
+    }
+    return true;
+}
+
+/* All of the batch, or else the first step and another. */
+static void make_batch(Ranges *r, const OrderStep *step, bool *taken, const Batched *b,
+                       Item *item) {
+    if (try_members(r, step, taken, b->first, b->step, b->n, item)) return;
+    for (int i = 0; i + 1 < b->n; i++)
+        for (int j = i + 1; j < b->n; j++) {
+            const int32_t pair[] = {b->step[i], b->step[j]};
+            if ((pair[0] == b->first || pair[1] == b->first) &&
+                try_members(r, step, taken, b->first, pair, 2, item))
+                return;
+        }
+}
+
+static bool leaves_epilogue(const Ranges *r, int32_t step) {
+    const PeftStep *s = &r->program->fn[r->fn].step[step];
+    return r->program->kernel[s->kernel].kind == PEFT_KERNEL_GEMM && batch_leaves_epilogue(s->desc);
+}
+
+/* The steps of the program, those of a batch in the place of its first one. */
+static bool make_sequence(Ranges *r, const OrderStep *step, Sequence *out, PeftError *err) {
+    int32_t n = r->program->fn[r->fn].nstep;
+    Batches batches;
+    if (!batches_find(r->program, r->fn, &batches, err)) return false;
+    bool *taken = peft_zalloc((size_t)n, sizeof *taken, err);
+    const Batched *b = batches.batch, *end = b + batches.n;
+    for (int32_t i = 0; taken && i < n; i++) {
+        Item *item = &out->item[out->n];
+        while (b < end && b->first < i) b++;
+        *item = (Item){.step = {i}, .n = 1, .touches = step[i]};
+        if (!taken[i] && b < end && b->first == i) make_batch(r, step, taken, b, item);
+        if (item->part == ORDER_PRODUCTS || !taken[i]) out->n++;
+        if (taken[i] && leaves_epilogue(r, i))
+            out->item[out->n++] = (Item){
+                .step = {i}, .n = 1, .part = ORDER_EPILOGUE, .touches = epilogue_touches(step, i)};
+        taken[i] = true;
+    }
+    batches_free(&batches);
+    free(taken);
+    return taken != NULL;
+}
+
 /* ---- groups ---- */
 
-typedef struct Group { /* of steps that one launch serves, in the program's order */
+typedef struct Group { /* of items that one launch serves, in their order */
     int32_t first, last, n;
 } Group;
 
 typedef struct Grouping {
     const PeftFunction *f;
     const PeftProgram *program;
-    const OrderStep *step;
-    int32_t *next;  /* by step: the next one of its group, or NOTHING */
-    int32_t *group; /* by step: the group that it is the last of so far, or NOTHING */
+    const Item *item;
+    int32_t nitem;
+    int32_t *next;  /* by item: the next one of its group, or NOTHING */
+    int32_t *group; /* by item: the group that it is the last of so far, or NOTHING */
     Group *of;
     int n;
 } Grouping;
 
+static const PeftStep *step_of(const Grouping *g, int32_t item) {
+    return &g->f->step[g->item[item].step[0]];
+}
+
 /* Members have counters of their own: those that launches share are each step's last range. */
-static OrderStep without_counters(const Grouping *g, int i) {
-    OrderStep s = g->step[i];
-    s.n -= g->program->kernel[g->f->step[i].kernel].kind == PEFT_KERNEL_FULL_SUM;
+static OrderStep without_counters(const Grouping *g, int32_t item) {
+    OrderStep s = g->item[item].touches;
+    s.n -= g->program->kernel[step_of(g, item)->kernel].kind == PEFT_KERNEL_FULL_SUM;
     return s;
 }
 
-/* Whether the group may wait until step i, and step i be one of it. */
-static bool can_join(const Grouping *g, const Group *group, int i) {
-    const PeftStep *a = &g->f->step[group->first], *b = &g->f->step[i];
+/* Whether the group may wait until item i, and item i be one of it. */
+static bool can_join(const Grouping *g, const Group *group, int32_t i) {
+    const PeftStep *a = step_of(g, group->first), *b = step_of(g, i);
     if (a->kernel != b->kernel || a->rows != b->rows || group->n == PEFT_GROUP) return false;
     OrderStep last = without_counters(g, i);
-    for (int m = group->first; m != NOTHING; m = g->next[m]) {
+    for (int32_t m = group->first; m != NOTHING; m = g->next[m]) {
         OrderStep member = without_counters(g, m);
         if (conflict(&member, &last)) return false;
-        for (int j = group->last + 1; j < i; j++)
-            if (conflict(&member, &g->step[j])) return false;
+        for (int32_t j = group->last + 1; j < i; j++)
+            if (conflict(&member, &g->item[j].touches)) return false;
     }
     return true;
 }
 
 static void find_groups(Grouping *g) {
-    for (int i = 0; i < g->f->nstep; i++) {
-        bool grouped = g->program->kernel[g->f->step[i].kernel].group;
+    for (int32_t i = 0; i < g->nitem; i++) {
+        bool grouped = g->program->kernel[step_of(g, i)->kernel].group;
         int k = g->n - 1;
         while (grouped && k >= 0 && !can_join(g, &g->of[k], i)) k--;
         g->next[i] = NOTHING;
@@ -252,57 +390,141 @@ static void find_groups(Grouping *g) {
     }
 }
 
-static bool is_prepared(const Grouping *g, int i) {
-    const PeftStep *s = &g->f->step[i];
+static bool is_prepared(const Grouping *g, int32_t item) {
+    const PeftStep *s = step_of(g, item);
     const PeftGemm *d = s->desc;
-    return g->program->kernel[s->kernel].kind == PEFT_KERNEL_GEMM && peft_is_nf4(d->b_dtype);
+    return g->item[item].part != ORDER_EPILOGUE &&
+           g->program->kernel[s->kernel].kind == PEFT_KERNEL_GEMM && peft_is_nf4(d->b_dtype);
+}
+
+/* ---- the steps to launch ---- */
+
+typedef struct Joining {
+    const OrderStep *step; /* the program's */
+    OrderStep *joined;
+    OrderRange *range; /* of the joined ones, copied side by side */
+    int nrange, n;
+    Order *out;
+} Joining;
+
+static void open_joined(Joining *j, OrderPart part) {
+    j->joined[j->n].range = &j->range[j->nrange];
+    j->out->first_member[j->n + 1] = j->out->first_member[j->n];
+    j->out->part[j->n] = (uint8_t)part;
+}
+
+static void add_range_of(Joining *j, const OrderRange *range) {
+    j->range[j->nrange++] = *range;
+}
+
+static void add_member(Joining *j, int32_t member) {
+    j->out->member[j->out->first_member[j->n + 1]++] = member;
+}
+
+static void close_joined(Joining *j) {
+    j->joined[j->n].n = (int)(&j->range[j->nrange] - j->joined[j->n].range);
+    j->n++;
 }
 
 /* Dequantising reads a variable and writes the workspace: it need not wait for the product's other
  * operand. A product's second range is that of B, its last one the workspace. */
-static OrderStep prepare_ranges(const OrderStep *step, OrderRange *range, int *n) {
-    OrderStep out = {.range = &range[*n], .n = 2};
-    range[(*n)++] = step->range[1];
-    range[(*n)++] = step->range[step->n - 1];
-    return out;
+static void add_prepare(Joining *j, int32_t member) {
+    const OrderStep *s = &j->step[member];
+    open_joined(j, ORDER_PREPARES);
+    add_member(j, member);
+    add_range_of(j, &s->range[1]);
+    add_range_of(j, &s->range[s->n - 1]);
+    close_joined(j);
 }
 
-static int add_member(Order *out, int n, int32_t member) {
-    out->member[out->first_member[n + 1]++] = member;
-    return n;
-}
-
-/* Each group is a step in the place of its last member, what can be prepared for it one before it.
- * Ranges are copied side by side. Gives the number of steps. */
-static int join_groups(const Grouping *g, OrderStep *joined, OrderRange *range, Order *out) {
-    int n = 0, nrange = 0;
-    out->first_member[0] = 0;
-    for (int i = 0; i < g->f->nstep; i++) {
+/* Each group is a step in the place of its last item, what can be prepared for it before it. */
+static void join_groups(const Grouping *g, Joining *j) {
+    j->out->first_member[0] = 0;
+    for (int32_t i = 0; i < g->nitem; i++) {
         if (g->group[i] == NOTHING) continue;
-        out->first_member[n + 1] = out->first_member[n];
-        out->prepares[n] = is_prepared(g, i);
-        if (out->prepares[n]) {
-            joined[add_member(out, n, i)] = prepare_ranges(&g->step[i], range, &nrange);
-            n++;
-            out->first_member[n + 1] = out->first_member[n];
-            out->prepares[n] = false;
+        for (int m = 0; is_prepared(g, i) && m < g->item[i].n; m++)
+            add_prepare(j, g->item[i].step[m]);
+        open_joined(j, g->item[i].part);
+        for (int32_t m = g->of[g->group[i]].first; m != NOTHING; m = g->next[m]) {
+            for (int k = 0; k < g->item[m].n; k++) add_member(j, g->item[m].step[k]);
+            for (int k = 0; k < g->item[m].touches.n; k++)
+                add_range_of(j, &g->item[m].touches.range[k]);
         }
-        joined[n] = (OrderStep){.range = &range[nrange]};
-        for (int m = g->of[g->group[i]].first; m != NOTHING; m = g->next[m]) {
-            add_member(out, n, m);
-            for (int k = 0; k < g->step[m].n; k++) range[nrange++] = g->step[m].range[k];
-        }
-        joined[n].n = (int)(&range[nrange] - joined[n].range);
-        n++;
+        close_joined(j);
     }
-    return n;
+}
+
+/* ---- what comes first ---- */
+
+typedef struct Rank { /* of a step among those that could come next */
+    int32_t depth;    /* steps of the longest chain before it: about when it can start */
+    int32_t height;   /* of the longest chain behind it: how much waits for it */
+    int32_t step;
+} Rank;
+
+static int by_rank(const void *a, const void *b) {
+    const Rank *x = a, *y = b;
+    if (x->depth != y->depth) return x->depth < y->depth ? -1 : 1;
+    if (x->height != y->height) return x->height > y->height ? -1 : 1;
+    return x->step < y->step ? -1 : 1;
+}
+
+static bool rank_steps(const OrderStep *step, int n, Rank *rank, PeftError *err) {
+    bool *before = peft_zalloc((size_t)n * (size_t)n + 1, sizeof *before, err); /* [i][j]: j, i */
+    if (!before) return false;
+    for (int i = 0; i < n; i++) {
+        rank[i] = (Rank){.step = i};
+        for (int j = 0; j < i; j++) {
+            before[i * n + j] = conflict(&step[i], &step[j]);
+            if (before[i * n + j] && rank[j].depth >= rank[i].depth)
+                rank[i].depth = rank[j].depth + 1;
+        }
+    }
+    for (int i = n - 1; i >= 0; i--)
+        for (int j = 0; j < i; j++)
+            if (before[i * n + j] && rank[i].height >= rank[j].height)
+                rank[j].height = rank[i].height + 1;
+    free(before);
+    return true;
+}
+
+/* Puts the launches into the order in which they can start, and first what the longest chain waits
+ * for: a GPU that has not room for all begins with what was launched first. */
+static bool arrange(Joining *j, PeftError *err) {
+    size_t n = (size_t)j->n, members = (size_t)j->out->first_member[n];
+    Rank *rank = peft_alloc(n + 1, sizeof *rank, err);
+    OrderStep *step = peft_alloc(n + 1, sizeof *step, err);
+    int32_t *member = peft_alloc(members + 1, sizeof *member, err);
+    int32_t *first = peft_alloc(n + 1, sizeof *first, err);
+    uint8_t *part = peft_alloc(n + 1, sizeof *part, err);
+    bool ok = rank && step && member && first && part && rank_steps(j->joined, j->n, rank, err);
+    if (ok) {
+        qsort(rank, n, sizeof *rank, by_rank);
+        memcpy(step, j->joined, n * sizeof *step);
+        memcpy(member, j->out->member, members * sizeof *member);
+        memcpy(first, j->out->first_member, (n + 1) * sizeof *first);
+        memcpy(part, j->out->part, n * sizeof *part);
+    }
+    for (size_t i = 0; ok && i < n; i++) {
+        int32_t from = rank[i].step, at = j->out->first_member[i];
+        j->joined[i] = step[from];
+        j->out->part[i] = part[from];
+        for (int32_t m = first[from]; m < first[from + 1]; m++) j->out->member[at++] = member[m];
+        j->out->first_member[i + 1] = at;
+    }
+    free(rank);
+    free(step);
+    free(member);
+    free(first);
+    free(part);
+    return ok;
 }
 
 static bool reserve_members(Order *out, size_t n, PeftError *err) {
-    out->member = peft_alloc(2 * n + 1, sizeof *out->member, err);
-    out->first_member = peft_alloc(2 * n + 2, sizeof *out->first_member, err);
-    out->prepares = peft_alloc(2 * n + 1, sizeof *out->prepares, err);
-    return out->member && out->first_member && out->prepares;
+    out->member = peft_alloc(3 * n + 1, sizeof *out->member, err);
+    out->first_member = peft_alloc(3 * n + 2, sizeof *out->first_member, err);
+    out->part = peft_alloc(3 * n + 1, sizeof *out->part, err);
+    return out->member && out->first_member && out->part;
 }
 
 bool order_function(const PeftProgram *p, const ProgramPlan *plan, PeftFn fn,
@@ -312,27 +534,36 @@ bool order_function(const PeftProgram *p, const ProgramPlan *plan, PeftFn fn,
     size_t room = 0, n = (size_t)f->nstep;
     *out = (Order){0};
     for (int i = 0; i < f->nstep; i++) room += 2 * (size_t)f->step[i].narg + 2; /* once joined */
-    r.range = peft_alloc(2 * (room + n), sizeof *r.range, err);
-    OrderStep *step = peft_alloc(3 * n, sizeof *step, err);
-    Grouping g = {.f = f, .program = p, .step = step};
-    g.next = peft_alloc(n, sizeof *g.next, err);
-    g.group = peft_alloc(n, sizeof *g.group, err);
-    g.of = peft_alloc(n, sizeof *g.of, err);
+    r.range = peft_alloc(4 * (room + n), sizeof *r.range, err); /* of steps, items, launches */
+    OrderStep *step = peft_alloc(4 * n, sizeof *step, err);
+    Sequence sequence = {peft_alloc(2 * n + 1, sizeof(Item), err), 0};
+    Grouping g = {.f = f, .program = p};
+    g.next = peft_alloc(2 * n + 1, sizeof *g.next, err);
+    g.group = peft_alloc(2 * n + 1, sizeof *g.group, err);
+    g.of = peft_alloc(2 * n + 1, sizeof *g.of, err);
     Order members = {0};
-    bool ok = r.range && step && g.next && g.group && g.of && reserve_members(&members, n, err);
+    bool ok = r.range && step && sequence.item && g.next && g.group && g.of &&
+              reserve_members(&members, n, err);
     for (int i = 0; ok && i < f->nstep; i++) step[i] = step_ranges(&r, &f->step[i]);
-    if (ok) find_groups(&g);
-    ok = ok && order_steps(step + n, join_groups(&g, step + n, r.range + room, &members), streams,
-                           out, err);
+    ok = ok && make_sequence(&r, step, &sequence, err);
+    if (ok) {
+        Joining j = {.step = step, .joined = step + n, .range = &r.range[r.n], .out = &members};
+        g.item = sequence.item;
+        g.nitem = sequence.n;
+        find_groups(&g);
+        join_groups(&g, &j);
+        ok = arrange(&j, err) && order_steps(j.joined, j.n, streams, out, err);
+    }
     if (ok) {
         out->member = members.member;
         out->first_member = members.first_member;
-        out->prepares = members.prepares;
+        out->part = members.part;
     } else {
         order_free(&members);
     }
     free(r.range);
     free(step);
+    free(sequence.item);
     free(g.next);
     free(g.group);
     free(g.of);

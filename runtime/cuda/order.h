@@ -19,6 +19,13 @@ typedef struct OrderStep {
     int n;
 } OrderStep;
 
+typedef enum OrderPart { /* of its members that a step stands for */
+                         ORDER_WHOLE,
+                         ORDER_PREPARES, /* what cuda_prepare does */
+                         ORDER_PRODUCTS, /* a batch, without the kernels behind its products */
+                         ORDER_EPILOGUE  /* such a kernel */
+} OrderPart;
+
 /* Steps on streams. A step runs after the one before it on its stream and after the steps that it
  * waits for, which are on other streams. Entry nstep of first_wait is the end of the function, on
  * stream 0, which waits for everything. In order_function's results a step may stand for several of
@@ -28,7 +35,7 @@ typedef struct Order {
     int32_t *member;       /* step i stands for the program's steps member[first_member[i]] to
                               member[first_member[i + 1] - 1]; NULL: for step i alone */
     int32_t *first_member; /* nstep + 1 entries */
-    bool *prepares;        /* step i is what cuda_prepare does for its member, and nothing else */
+    uint8_t *part;         /* OrderPart, by step */
     int32_t *stream;       /* by step */
     int32_t *wait;         /* step i waits for wait[first_wait[i]] to wait[first_wait[i + 1] - 1] */
     int32_t *first_wait;   /* nstep + 2 entries */

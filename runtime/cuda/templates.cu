@@ -76,6 +76,7 @@ static __device__ void index_segments(const int32_t *index, const int32_t *order
 extern "C" __global__ void __launch_bounds__(256)
     peft_index(const int32_t *index, int32_t *order, int32_t *start, int32_t *slot,
                const int64_t *sym, int64_t n_dim, int64_t rows_dim) {
+    pk_begin();
     const int64_t n = peft_dim(n_dim, sym), rows = peft_dim(rows_dim, sym);
     const int64_t at = (int64_t)blockIdx.x * 256 + threadIdx.x;
     for (int64_t r = at; r < rows; r += (int64_t)gridDim.x * 256) slot[r] = -1;
@@ -88,6 +89,7 @@ extern "C" __global__ void __launch_bounds__(256)
 extern "C" __global__ void __launch_bounds__(256)
     peft_segment_sum(const work *dy, const int32_t *order, const int32_t *start, work *out,
                      const int64_t *sym, int64_t n_dim, int64_t cols) {
+    pk_begin();
     __shared__ float part[8][32];
     const int x = threadIdx.x & 31, y = threadIdx.x >> 5;
     const int64_t n = peft_dim(n_dim, sym), end = peft_rows(n_dim, sym);
@@ -110,6 +112,7 @@ extern "C" __global__ void __launch_bounds__(256)
 extern "C" __global__ void __launch_bounds__(256)
     peft_transpose(const work *in, work *out, const int64_t *sym, int64_t rows_dim,
                    int64_t cols_dim) {
+    pk_begin();
     __shared__ work tile[32][33];
     const int x = threadIdx.x & 31, y = threadIdx.x >> 5;
     const int64_t rows = peft_rows(rows_dim, sym), cols = peft_rows(cols_dim, sym);
@@ -125,11 +128,32 @@ extern "C" __global__ void __launch_bounds__(256)
     }
 }
 
+/* A batch from page-locked memory, in vectors of 16 bytes, and its symbols: a copy by a kernel
+ * keeps the stream from changing to a copy engine and back, which would cost each step
+ * microseconds. */
+extern "C" __global__ void __launch_bounds__(256)
+    peft_receive(const float4 *from, float4 *to, int64_t n, const int64_t *sizes, int64_t *sym,
+                 int nsym) {
+    pk_begin();
+    const int64_t at = (int64_t)blockIdx.x * 256 + threadIdx.x;
+    if (at < nsym) sym[at] = sizes[at];
+    for (int64_t i = at; i < n; i += (int64_t)gridDim.x * 256) to[i] = from[i];
+}
+
+/* Scalars, each NULL where there is none, to page-locked memory. */
+extern "C" __global__ void __launch_bounds__(32)
+    peft_send(const float *a, const float *b, const float *c, float *to) {
+    pk_begin();
+    const float *from = threadIdx.x == 0 ? a : threadIdx.x == 1 ? b : c;
+    if (threadIdx.x < 3 && from) to[threadIdx.x] = *from;
+}
+
 /* Eight elements of one NF4 block, from four bytes of codes, in every thread. The codes lie in
  * shared memory, 16 words in 16 banks, so that different ones cost nothing. Both buffers are
  * aligned to 16 bytes. */
 extern "C" __global__ void __launch_bounds__(256)
     peft_nf4_dequant(const void *in, work *out, int64_t count, int double_quant) {
+    pk_begin();
     __shared__ float lut[16];
     if (threadIdx.x < 16) lut[threadIdx.x] = nf4_lut[threadIdx.x];
     __syncthreads();

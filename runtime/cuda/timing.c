@@ -30,12 +30,21 @@ bool cuda_timing_mark(const CudaTiming *t, const CudaApi *api, int step, CUstrea
 
 bool cuda_timing_note(const CudaTiming *t, Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT],
                       PeftError *err) {
+    const Order *o = &x->cuda->order[fn].order;
     for (int i = 0; i + 1 < t->nevent; i++) {
+        int first = o->first_member[i], n = o->first_member[i + 1] - first;
+        bool extra = o->part[i] == ORDER_PREPARES || o->part[i] == ORDER_EPILOGUE;
         float ms = 0;
         if (!cuda_ok(x->cuda->api->cuEventElapsedTime(&ms, t->event[i], t->event[i + 1]),
                      "read a step's time", err))
             return false;
-        exec_note_time(x, fn, i, 1e-3 * (double)ms, sym);
+        for (int m = first; m < first + n; m++) {
+            double seconds = 1e-3 * (double)ms / n;
+            if (extra)
+                x->time[fn][o->member[m]].seconds += seconds;
+            else
+                exec_note_time(x, fn, o->member[m], seconds, sym);
+        }
     }
     return true;
 }

@@ -12,7 +12,7 @@ typedef struct CudaTiming { /* zero: no events yet */
     int nevent;
 } CudaTiming;
 
-/* Makes the events for a function of nstep steps, when that is not done yet. */
+/* Makes the events for a function of nstep launches, when that is not done yet. */
 bool cuda_timing_open(CudaTiming *t, const CudaApi *api, int nstep, PeftError *err);
 void cuda_timing_close(CudaTiming *t, const CudaApi *api);
 
@@ -20,7 +20,8 @@ void cuda_timing_close(CudaTiming *t, const CudaApi *api);
 bool cuda_timing_mark(const CudaTiming *t, const CudaApi *api, int step, CUstream stream,
                       PeftError *err);
 
-/* Adds the times of a finished run to the function's rows (exec_note_time). */
+/* Adds the times of a finished run to the function's rows (exec_note_time); steps that are launched
+ * together have equal shares, and what is prepared for a step is part of it. */
 bool cuda_timing_note(const CudaTiming *t, Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT],
                       PeftError *err);
 

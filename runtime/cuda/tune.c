@@ -119,17 +119,22 @@ static const char *type_name(CudaGemmType t) {
 
 /* The shape comes first, since it is where keys differ. */
 static void make_key(const CudaTuner *t, const CudaMatmul *s, char key[KEY]) {
-    snprintf(key, KEY,
-             "C[%lld, %lld] = A%s B%s, k %lld, strides %lld %lld %lld, %s to %s, workspace %zu; %s",
-             (long long)s->m, (long long)s->n, s->trans_a ? "^T" : "", s->trans_b ? "^T" : "",
-             (long long)s->k, (long long)s->lda, (long long)s->ldb, (long long)s->ldc,
-             type_name(s->in), type_name(s->out), s->workspace_bytes, t->machine);
+    snprintf(
+        key, KEY,
+        "%d C[%lld, %lld] = A%s B%s, k %lld, strides %lld %lld %lld, %s%s to %s, workspace %zu; %s",
+        s->batch, (long long)s->m, (long long)s->n, s->trans_a ? "^T" : "", s->trans_b ? "^T" : "",
+        (long long)s->k, (long long)s->lda, (long long)s->ldb, (long long)s->ldc,
+        s->batch > 1 && !s->stride_a ? "one A, " : "", type_name(s->in), type_name(s->out),
+        s->workspace_bytes, t->machine);
 }
 
 /* ---- where a product may be run for its time alone ---- */
 
-static size_t matrix_bytes(int64_t rows, int64_t stride, CudaGemmType type) {
-    return (size_t)rows * (size_t)stride * (type == CUDA_GEMM_F32 ? 4 : 2);
+/* Of a batch's operand: from its first element to behind the last. */
+static size_t matrix_bytes(int64_t rows, int64_t row_stride, int batch, int64_t stride,
+                           CudaGemmType type) {
+    return ((size_t)(batch - 1) * (size_t)stride + (size_t)rows * (size_t)row_stride) *
+           (type == CUDA_GEMM_F32 ? 4 : 2);
 }
 
 static bool within(CudaRange r, CUdeviceptr at, size_t bytes) {
@@ -156,17 +161,21 @@ static CUdeviceptr place_result(const CudaMatmul *x, size_t bytes, CudaRange dea
 /* A rounded product may reach beyond its buffers: into the neighbours, which are read or dead, but
  * not beyond the arena. False when it cannot be run. */
 static bool make_safe(CudaMatmul *x, const CudaMatmul *shape, CudaRange dead) {
-    size_t a = matrix_bytes(shape->trans_a ? shape->k : shape->m, shape->lda, shape->in);
-    size_t b = matrix_bytes(shape->trans_b ? shape->n : shape->k, shape->ldb, shape->in);
-    size_t c = matrix_bytes(shape->m, shape->ldc, shape->out);
+    int n = shape->batch;
+    size_t a =
+        matrix_bytes(shape->trans_a ? shape->k : shape->m, shape->lda, n, x->stride_a, shape->in);
+    size_t b =
+        matrix_bytes(shape->trans_b ? shape->n : shape->k, shape->ldb, n, x->stride_b, shape->in);
+    size_t c = matrix_bytes(shape->m, shape->ldc, n, x->stride_c, shape->out);
+    size_t added = matrix_bytes(shape->m, shape->ldc, n, x->stride_addend, shape->out);
     CUdeviceptr end = dead.begin + dead.bytes;
     if (x->a + a > end) x->a = dead.begin;
     if (x->b + b > end) x->b = dead.begin;
     bool in_place = x->addend == x->c;
     x->c = place_result(x, c, dead);
     if (in_place) x->addend = x->c;
-    if (x->addend + c > end) x->addend = dead.begin;
-    return x->c && a <= dead.bytes && b <= dead.bytes;
+    if (x->addend + added > end) x->addend = dead.begin;
+    return x->c && a <= dead.bytes && b <= dead.bytes && added <= dead.bytes;
 }
 
 /* The products of the plan among those given. */

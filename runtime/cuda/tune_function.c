@@ -5,33 +5,30 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int product_count(const Exec *x, PeftFn fn) {
-    const PeftFunction *f = &x->program->fn[fn];
+/* What the function launches as products, batches among them; `product` has room for all. */
+static int list_products(const Exec *x, PeftFn fn, const int64_t *sym, CudaMatmul *product) {
+    const Order *o = &x->cuda->order[fn].order;
     int n = 0;
-    for (int i = 0; i < f->nstep; i++)
-        n += x->program->kernel[f->step[i].kernel].kind == PEFT_KERNEL_GEMM;
+    for (int i = 0; i < o->nstep; i++) {
+        CudaMembers m = cuda_members(x, fn, i);
+        if (x->program->kernel[m.step->kernel].kind == PEFT_KERNEL_GEMM &&
+            (m.part == ORDER_WHOLE || m.part == ORDER_PRODUCTS))
+            product[n++] = cuda_product(x, &m, sym);
+    }
     return n;
-}
-
-static void list_products(const Exec *x, PeftFn fn, const int64_t *sym, CudaMatmul *product) {
-    const PeftFunction *f = &x->program->fn[fn];
-    void **arg = x->arg[fn];
-    for (int i = 0; i < f->nstep; arg += f->step[i++].narg)
-        if (x->program->kernel[f->step[i].kernel].kind == PEFT_KERNEL_GEMM)
-            *product++ = cuda_product(x, &f->step[i], arg, x->workspace[fn][i], sym);
 }
 
 bool cuda_tune_function(const Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT],
                         PeftError *err) {
     const CudaExec *d = x->cuda;
-    int n = d->tuner ? product_count(x, fn) : 0; /* without a tuner: the first choice of each */
+    size_t room = (size_t)d->order[fn].order.nstep;
     int64_t rounded[PEFT_SYM_COUNT];
-    if (n == 0) return true;
+    if (!d->tuner || room == 0) return true; /* without a tuner: the first choice of each */
     memcpy(rounded, sym, sizeof rounded);
     for (int s = PEFT_SYM_T; s <= PEFT_SYM_M; s++) rounded[s] = cuda_tune_size(sym[s]);
-    CudaMatmul *product = peft_alloc(2 * (size_t)n, sizeof *product, err);
+    CudaMatmul *product = peft_alloc(2 * room, sizeof *product, err);
     if (!product) return false;
-    list_products(x, fn, sym, product);
+    int n = list_products(x, fn, sym, product);
     list_products(x, fn, rounded, product + n);
     CudaRange dead = {d->arena + (CUdeviceptr)x->plan.persistent,
                       (size_t)(x->plan.peak - x->plan.persistent)};

@@ -107,11 +107,8 @@ CUresult cuGraphLaunch(CUgraphExec exec, CUstream stream) {
     return before;
 }
 
-CUresult cuLaunchKernel(CUfunction f, unsigned grid_x, unsigned grid_y, unsigned grid_z,
-                        unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared,
-                        CUstream stream, void **param, void **extra) {
-    (void)f, (void)grid_x, (void)grid_y, (void)grid_z, (void)block_x, (void)block_y, (void)block_z;
-    (void)shared, (void)stream, (void)param, (void)extra;
+CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction f, void **param, void **extra) {
+    (void)config, (void)f, (void)param, (void)extra;
     kernels++;
     return state();
 }

@@ -215,11 +215,13 @@ part_faults() {
 
 # ---- sanitizer: a step of each program launched, captured and replayed, and evaluation ----
 
-# TOOL PROGRAM. All 48 rows are one batch, so every step is of the same size. Tuning would run for minutes here. A
+# TOOL PROGRAM. All 48 rows are one batch, so every step is of the same size. racecheck, which looks for races within
+# a kernel, ends a process whose graph runs kernels side by side. Tuning would run for minutes here. A
 # program that was told how its threads wait does not start itself again.
 sanitize() {
-    local log="$tmp/sanitize-$1-$2" rc
-    PEFTC_TUNE=off OMP_WAIT_POLICY=passive timeout 240 compute-sanitizer --tool "$1" --target-processes all --error-exitcode 9 \
+    local log="$tmp/sanitize-$1-$2" rc graph=on
+    [ "$1" != racecheck ] || graph=off
+    PEFTC_CUDA_GRAPH=$graph PEFTC_TUNE=off OMP_WAIT_POLICY=passive timeout 240 compute-sanitizer --tool "$1" --target-processes all --error-exitcode 9 \
         "$tmp/$2" train --base $base --data "$data" --out "$log.out" --device cuda --set fit.batch=48 >"$log" 2>&1
     rc=$?
     if [ $rc = 0 ] && grep -qE 'ERROR SUMMARY: 0 errors|RACECHECK SUMMARY: 0 hazards' "$log"; then

@@ -36,7 +36,7 @@ fake() { # DIR OPTIONS...: the three libraries
         cp "$dir/libcuda.so.1" "$dir/libnvrtc.so.12" && cp "$dir/libcuda.so.1" "$dir/libcublasLt.so.12"
 }
 check "a GPU that computes nothing" fake gpu
-check "one with little memory" fake small -DFREE=146500000
+check "one with little memory" fake small -DFREE=138500000
 check "one whose memory others took" fake taken -DMOST=1000000
 check "one of a later minor version" fake minor -DMINOR=4
 export PEFTC_CACHE=$tmp/cache
@@ -105,7 +105,8 @@ profile() { # FAKE DEVICE
 }
 check "profile: shares, CSV and trace" profile none cpu
 check "profile on a GPU" profile gpu cuda
-check "a GPU's steps are timed by its events" prints "optimizer,21,21" sed 's/"//g' "$tmp/p.csv"
+# Events are a microsecond apart: steps that are launched together share one.
+check "a GPU's steps are timed by its events" prints "optimizer,21,9" sed 's/"//g' "$tmp/p.csv"
 fullest() { # the fullest step of the timeline is the plan's lower bound, to the byte
     awk '/"timeline"/ { on = 1 } /"lower_bound_bytes"/ && !bound { gsub(/[^0-9]/, "", $2); bound = $2 + 0 }
          on && /"(weights|gradients|optimizer|activations|backward|workspace|inputs)": [0-9]+/ {

@@ -54,6 +54,8 @@ static int is_locked(const void *p) {
 
 static void loss(void **p);
 static void update(void **p);
+static void receive(void **p);
+static void send(void **p);
 
 static void run(Op *op) {
     if (op->from)
@@ -62,6 +64,10 @@ static void run(Op *op) {
         loss(op->param);
     else if (strcmp(op->kernel, "late_update") == 0)
         update(op->param);
+    else if (strcmp(op->kernel, "peft_receive") == 0)
+        receive(op->param);
+    else if (strcmp(op->kernel, "peft_send") == 0)
+        send(op->param);
     free(op->staged);
 }
 
@@ -98,13 +104,11 @@ int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
     return 0;
 }
 
-int cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
-                   unsigned bz, unsigned shared, void *stream, void **arg, void **extra) {
-    (void)gx, (void)gy, (void)gz, (void)bx, (void)by, (void)bz, (void)shared, (void)stream;
-    (void)extra;
+int cuLaunchKernelEx(const void *config, void *f, void **arg, void **extra) {
+    (void)config, (void)extra;
     Op op = {.kernel = f};
-    int n = strcmp(f, "late_update") == 0 ? 5 : 4;
-    for (int i = 0; i < n; i++) memcpy(&op.param[i], arg[i], sizeof op.param[i]);
+    int n = strcmp(f, "late_update") == 0 ? 5 : strcmp(f, "peft_receive") == 0 ? 6 : 4;
+    for (int i = 0; i < n; i++) memcpy(&op.param[i], arg[i], i < 5 ? sizeof op.param[i] : 4);
     return enqueue(&op);
 }
 
@@ -321,4 +325,16 @@ static void update(void **p) {
     float *w = p[1];
     *w += *(const float *)p[0];
     *(float *)p[2] = *w;
+}
+
+/* from, to, vectors of 16 bytes, sizes, symbols, how many. */
+static void receive(void **p) {
+    memcpy(p[1], p[0], 16 * (size_t)p[2]);
+    memcpy(p[4], p[3], 8 * (size_t)p[5]);
+}
+
+/* Three scalars, each NULL where there is none, to memory that the host reads. */
+static void send(void **p) {
+    for (int i = 0; i < 3; i++)
+        if (p[i]) ((float *)p[3])[i] = *(const float *)p[i];
 }

@@ -16,10 +16,12 @@ struct cublasLtMatmulDescOpaque {
     int32_t op[2]; /* of the first and the second operand */
     uint32_t epilogue;
     const void *bias;
+    int64_t bias_stride;
 };
 struct cublasLtMatrixLayoutOpaque {
     cudaDataType type;
-    int64_t rows, columns, ld;
+    int64_t rows, columns, ld, stride;
+    int32_t batch; /* 0: not set */
 };
 struct cublasLtMatmulPreferenceOpaque {
     uint64_t workspace;
@@ -54,11 +56,12 @@ static cublasStatus_t lt_desc_create(cublasLtMatmulDesc_t *d, cublasComputeType_
 
 static cublasStatus_t lt_desc_set(cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes_t which,
                                   const void *value, size_t size) {
-    void *to = which == CUBLASLT_MATMUL_DESC_EPILOGUE ? (void *)&d->epilogue
-               : which == CUBLASLT_MATMUL_DESC_BIAS_POINTER
-                   ? (void *)&d->bias
-                   : &d->op[which - CUBLASLT_MATMUL_DESC_TRANSA];
-    assert_int_equal(size, which == CUBLASLT_MATMUL_DESC_BIAS_POINTER ? sizeof d->bias : 4);
+    bool wide = which >= CUBLASLT_MATMUL_DESC_BIAS_POINTER;
+    void *to = which == CUBLASLT_MATMUL_DESC_EPILOGUE            ? (void *)&d->epilogue
+               : which == CUBLASLT_MATMUL_DESC_BIAS_POINTER      ? (void *)&d->bias
+               : which == CUBLASLT_MATMUL_DESC_BIAS_BATCH_STRIDE ? (void *)&d->bias_stride
+                                                                 : &d->op[which - 3];
+    assert_int_equal(size, wide ? 8 : 4);
     memcpy(to, value, size);
     return CUBLAS_STATUS_SUCCESS;
 }
@@ -66,9 +69,19 @@ static cublasStatus_t lt_desc_set(cublasLtMatmulDesc_t d, cublasLtMatmulDescAttr
 static cublasStatus_t lt_layout_create(cublasLtMatrixLayout_t *l, cudaDataType type, uint64_t rows,
                                        uint64_t columns, int64_t ld) {
     *l = calloc(1, sizeof **l);
-    **l = (struct cublasLtMatrixLayoutOpaque){type, (int64_t)rows, (int64_t)columns, ld};
+    **l = (struct cublasLtMatrixLayoutOpaque){
+        .type = type, .rows = (int64_t)rows, .columns = (int64_t)columns, .ld = ld};
     assert_true(ld >= (int64_t)rows);
     lt.live++;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+static cublasStatus_t lt_layout_set(cublasLtMatrixLayout_t l, cublasLtMatrixLayoutAttribute_t which,
+                                    const void *value, size_t size) {
+    bool count = which == CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT;
+    assert_true(count || which == CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET);
+    assert_int_equal(size, count ? sizeof l->batch : sizeof l->stride);
+    memcpy(count ? (void *)&l->batch : (void *)&l->stride, value, size);
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -126,7 +139,7 @@ static cublasStatus_t lt_heuristic(cublasLtHandle_t h, cublasLtMatmulDesc_t desc
                                    cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
                                    cublasLtMatmulPreference_t p, int requested,
                                    cublasLtMatmulHeuristicResult_t *results, int *found) {
-    assert_true(h && desc && a && b && c == d);
+    assert_true(h && desc && a && b && c && d && c->ld == d->ld && c->batch == d->batch);
     assert_int_equal(requested, CUDA_GEMM_CANDIDATES);
     assert_int_equal(p->reduction, 2); /* COMPUTE_TYPE: partial sums stay fp32 */
     for (int i = 0; i < 4; i++) assert_int_equal(p->align[i], CUDA_GEMM_ALIGN);
@@ -147,7 +160,7 @@ static cublasStatus_t lt_check(cublasLtHandle_t h, cublasLtMatmulDesc_t desc,
                                cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
                                const cublasLtMatmulAlgo_t *algo,
                                cublasLtMatmulHeuristicResult_t *result) {
-    assert_true(h && desc && a && b && c == d);
+    assert_true(h && desc && a && b && c && d && c->ld == d->ld && c->batch == d->batch);
     *result = (cublasLtMatmulHeuristicResult_t){.algo = *algo, .state = lt.check};
     result->workspaceSize = lt.check_workspace;
     return CUBLAS_STATUS_SUCCESS;
@@ -188,34 +201,47 @@ static float load(const void *at, const struct cublasLtMatrixLayoutOpaque *l, in
                                  : bf16_to_float(((const uint16_t *)at)[e]);
 }
 
+static void *of_batch(const void *at, const struct cublasLtMatrixLayoutOpaque *l, int n) {
+    return (char *)at + n * l->stride * (l->type == CUDA_R_32F ? 4 : 2);
+}
+
 static cublasStatus_t lt_matmul(cublasLtHandle_t h, cublasLtMatmulDesc_t desc, const void *alpha,
                                 const void *a, cublasLtMatrixLayout_t la, const void *b,
                                 cublasLtMatrixLayout_t lb, const void *beta, const void *c,
                                 cublasLtMatrixLayout_t lc, void *d, cublasLtMatrixLayout_t ld,
                                 const cublasLtMatmulAlgo_t *algo, void *workspace,
                                 size_t workspace_bytes, CUstream stream) {
-    assert_true(h && lc == ld && !stream);
+    assert_true(h && lc != ld && !stream);
     assert_int_equal(desc->epilogue, desc->bias ? CUBLASLT_EPILOGUE_BIAS : 0);
-    struct cublasLtMatrixLayoutOpaque vector = {ld->type, ld->rows, 1, ld->rows};
+    struct cublasLtMatrixLayoutOpaque vector = {
+        .type = ld->type, .rows = ld->rows, .columns = 1, .ld = ld->rows};
     lt.algorithm = algo->data[0];
     lt.workspace = (uintptr_t)workspace;
     lt.workspace_bytes = workspace_bytes;
     if (lt.launch != CUBLAS_STATUS_SUCCESS) return lt.launch;
     int64_t k = desc->op[0] == CUBLAS_OP_N ? la->columns : la->rows;
     float scale = *(const float *)alpha, keep = *(const float *)beta;
-    for (int64_t j = 0; j < ld->columns; j++)
-        for (int64_t i = 0; i < ld->rows; i++) {
-            float sum = 0;
-            for (int64_t t = 0; t < k; t++)
-                sum += (desc->op[0] ? load(a, la, t, i) : load(a, la, i, t)) *
-                       (desc->op[1] ? load(b, lb, j, t) : load(b, lb, t, j));
-            float x = scale * sum + (keep == 0 ? 0 : keep * load(c, lc, i, j));
-            if (desc->bias) x += load(desc->bias, &vector, i, 0);
-            if (ld->type == CUDA_R_32F)
-                ((float *)d)[i + j * ld->ld] = x;
-            else
-                ((uint16_t *)d)[i + j * ld->ld] = float_to_bf16(x);
-        }
+    assert_true(la->batch == ld->batch && lb->batch == ld->batch && lc->batch == ld->batch);
+    for (int n = 0; n < (ld->batch ? ld->batch : 1); n++) {
+        const void *x = of_batch(a, la, n), *y = of_batch(b, lb, n), *z = of_batch(c, lc, n);
+        const void *bias = desc->bias ? (const char *)desc->bias +
+                                            n * desc->bias_stride * (ld->type == CUDA_R_32F ? 4 : 2)
+                                      : NULL;
+        void *to = of_batch(d, ld, n);
+        for (int64_t j = 0; j < ld->columns; j++)
+            for (int64_t i = 0; i < ld->rows; i++) {
+                float sum = 0;
+                for (int64_t t = 0; t < k; t++)
+                    sum += (desc->op[0] ? load(x, la, t, i) : load(x, la, i, t)) *
+                           (desc->op[1] ? load(y, lb, j, t) : load(y, lb, t, j));
+                float r = scale * sum + (keep == 0 ? 0 : keep * load(z, lc, i, j));
+                if (bias) r += load(bias, &vector, i, 0);
+                if (ld->type == CUDA_R_32F)
+                    ((float *)to)[i + j * ld->ld] = r;
+                else
+                    ((uint16_t *)to)[i + j * ld->ld] = float_to_bf16(r);
+            }
+    }
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -232,6 +258,7 @@ static const CudaApi api = {.cublaslt_version = 130100,
                             .cublasLtMatmulDescSetAttribute = lt_desc_set,
                             .cublasLtMatrixLayoutCreate = lt_layout_create,
                             .cublasLtMatrixLayoutDestroy = lt_layout_destroy,
+                            .cublasLtMatrixLayoutSetAttribute = lt_layout_set,
                             .cublasLtMatmulPreferenceCreate = lt_preference_create,
                             .cublasLtMatmulPreferenceDestroy = lt_preference_destroy,
                             .cublasLtMatmulPreferenceSetAttribute = lt_preference_set,
@@ -349,6 +376,46 @@ static void test_row_major(void **state) {
         x.in = CUDA_GEMM_BF16;
         x.out = bits & 2 ? CUDA_GEMM_BF16 : CUDA_GEMM_F32;
         check(x);
+    }
+}
+
+/* Three products in one launch: one A or three, each operand at distances of its own. */
+static void test_batches(void **state) {
+    (void)state;
+    enum { M = 3, N = 4, K = 5 };
+    for (int bits = 0; bits < 16; bits++) {
+        CudaMatmul x = product_of(M, N, K);
+        PeftError err = {0};
+        x.batch = 3;
+        x.stride_a = bits & 1 ? 0 : M * K + 1;
+        x.stride_b = K * N + 12;
+        x.stride_c = M * N + 8;
+        x.stride_addend = bits & 4 ? M * N + 4 : x.stride_c;
+        x.stride_bias = N + 2;
+        x.trans_b = bits & 8;
+        if (bits & 2) x.bias = address(buffer[3]);
+        x.addend = bits & 4 ? address(buffer[4]) : x.c;
+        for (int64_t e = 0; e < ELEMENTS; e++)
+            for (int which = 0; which < 5; which++)
+                store(which, CUDA_GEMM_F32, e, value_of(which, e));
+        if (!cuda_gemm_run(gemm, &x, NULL, &err)) fail_msg("%s", err.msg);
+        for (int64_t e = 0; e < ELEMENTS; e++) {
+            int64_t b = e / x.stride_c, i = e % x.stride_c / N, j = e % x.stride_c % N;
+            float expected = value_of(2, e);
+            if (b < 3 && i < M) {
+                if (bits & 4) expected = value_of(4, b * x.stride_addend + i * N + j);
+                if (x.bias) expected += value_of(3, b * x.stride_bias + j);
+                for (int64_t t = 0; t < K; t++)
+                    expected += value_of(0, b * x.stride_a + i * K + t) *
+                                value_of(1, b * x.stride_b + (x.trans_b ? j * K + t : t * N + j));
+            }
+            assert_true(stored(2, CUDA_GEMM_F32, e) == expected);
+        }
+        const CudaGemmPlan *plan = cuda_gemm_plan(gemm, &x, &err);
+        x.stride_c += 4; /* distances are no part of a shape, their number is */
+        assert_ptr_equal(cuda_gemm_plan(gemm, &x, &err), plan);
+        x.batch = 2;
+        assert_ptr_not_equal(cuda_gemm_plan(gemm, &x, &err), plan);
     }
 }
 
@@ -534,6 +601,7 @@ static void test_library_failures(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_row_major, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_batches, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_result_is_not_read, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_plans_are_kept, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_selection, set_up, tear_down),

@@ -67,12 +67,11 @@ typedef struct Run { /* of a program, in its own arena */
 static const Run *launching;
 static int launched;
 
-static CUresult emulated_launch(CUfunction f, unsigned x, unsigned y, unsigned z, unsigned block_x,
-                                unsigned block_y, unsigned block_z, unsigned shared,
-                                CUstream stream, void **param, void **extra) {
-    (void)stream;
-    assert_true(f && z == 1 && block_y == 1 && block_z == 1 && shared == 0 && !extra);
-    const char *error = launching->b->emulate((void *)f, x, y, block_x, launching->order, param);
+static CUresult emulated_launch(const CUlaunchConfig *c, CUfunction f, void **param, void **extra) {
+    assert_true(f && c->grid_z == 1 && c->block_y == 1 && c->block_z == 1 && !extra);
+    assert_true(c->shared_bytes == 0 && c->nattribute == 0);
+    const char *error =
+        launching->b->emulate((void *)f, c->grid_x, c->grid_y, c->block_x, launching->order, param);
     if (*error) fail_msg("%s", error);
     launched++;
     return CUDA_SUCCESS;
@@ -152,14 +151,12 @@ static void run(Run *r, PeftFn fn) {
     for (int i = 0; i < f->nstep; arg += f->step[i++].narg) {
         const PeftGemm *g = f->step[i].desc;
         PeftError err = {{0}, 0};
-        void *const *own = arg;
         if (r->b->p->table.kernel[f->step[i].kernel].kind == PEFT_KERNEL_GEMM) {
             multiply(r, g, arg);
             if (g->plain || g->joined) continue;
         }
-        if (!cuda_step(&r->x, &r->table.fn[fn].step[i], &own, 1, r->x.workspace[fn][i], r->sym,
-                       &err))
-            fail_msg("%s: %s", f->step[i].label, err.msg);
+        const CudaMembers one = {.step = &r->table.fn[fn].step[i], .arg = {arg}, .n = 1};
+        if (!cuda_step(&r->x, &one, r->sym, &err)) fail_msg("%s: %s", f->step[i].label, err.msg);
     }
 }
 
@@ -233,7 +230,7 @@ static void open_run(Run *r, const Built *b, int order) {
     fill_inputs(r);
     without_products(r);
     find_kernels(r);
-    r->api.cuLaunchKernel = emulated_launch;
+    r->api.cuLaunchKernelEx = emulated_launch;
     r->cuda.api = &r->api;
     r->cuda.arena = (CUdeviceptr)(uintptr_t)r->x.arena;
     r->cuda.sym = (CUdeviceptr)(uintptr_t)r->device_sym;
