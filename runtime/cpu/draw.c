@@ -64,7 +64,7 @@ INLINE double log_of(double x) {
  * Taylor's series, whose next term is below 2e-18. */
 INLINE double cos_of(double x) {
     double high = x < 0x1.921fb54442d18p+1 ? 0x1.921fb54442d18p+0 : 0x1.2d97c7f3321d2p+2;
-    double low = x < 0x1.921fb54442d18p+1 ? 0x1.1a62633145c07p-54 : 0x1.a79394c9e8a0ap-54;
+    double low = x < 0x1.921fb54442d18p+1 ? 0x1.1a62633145c07p-54 : 0x1.a79394c9e8a0ap-53;
     double y = (x - high) - low, z = y * y;
     double p = 1. / 51090942171709440000.;
     p = p * z - 1. / 121645100408832000.;
