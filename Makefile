@@ -46,8 +46,8 @@ $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -I. -Icompiler -Iruntime -I$(BUILD)/grammar -c -o $@ $<
 
-# Micro-kernels and row loops are where the time goes.
-$(BUILD)/runtime/cpu/%.o: OPT := $(OPT:-O2=-O3)
+# Micro-kernels and row loops are where the time goes, and in a start where values are stored.
+$(BUILD)/runtime/cpu/%.o $(BUILD)/runtime/storage.o: OPT := $(OPT:-O2=-O3)
 
 # Lines of text as lines of a C string.
 C_STRING := sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/.*/    "&\\n"/'

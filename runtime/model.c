@@ -1,101 +1,14 @@
-/* See model.h. Loading streams: a quantised variable never exists in full precision. */
+/* See model.h. What each variable gets is settled, or refused, before the first one is filled. */
 #include "model.h"
 #include "cpu/nf4.h"
+#include "fill.h"
 #include "storage.h"
 #include "model_config.h"
-#include "io/quantize.h"
 #include "io/weights_map.h"
 
-#include <math.h>
-#include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* ---- random initial values: counter-based, keyed by (seed, name, index) ---- */
-
-static uint64_t name_key(uint64_t seed, const char *name) {
-    uint64_t h = 0xcbf29ce484222325u ^ seed * 0x9e3779b97f4a7c15u;
-    for (; *name; name++) h = (h ^ (unsigned char)*name) * 0x100000001b3u;
-    return h;
-}
-
-/* splitmix64's output function on a counter (Steele, Lea and Flood, 2014). */
-static double uniform01(uint64_t key, uint64_t i) {
-    uint64_t z = key + (i + 1) * 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    z ^= z >> 31;
-    return ((double)(z >> 11) + 0.5) * 0x1p-53;
-}
-
-static float initial_value(const PeftVar *v, uint64_t key, int64_t i) {
-    switch (v->init) {
-    case PEFT_ONES: return 1;
-    case PEFT_CONSTANT: return (float)v->init_value;
-    case PEFT_UNIFORM: return (float)(v->init_value * (2 * uniform01(key, (uint64_t)i) - 1));
-    case PEFT_NORMAL: { /* Box-Muller */
-        double u = uniform01(key, 2 * (uint64_t)i), w = uniform01(key, 2 * (uint64_t)i + 1);
-        return (float)(v->init_value * sqrt(-2 * log(u)) * cos(6.283185307179586 * w));
-    }
-    default: return 0;
-    }
-}
-
-/* ---- filling one variable, from a file or from its initialiser ---- */
-
-enum { PIECE = 1 << 16 };
-
-typedef struct Fill {
-    const PeftVar *var;
-    int work;               /* bytes of a work value */
-    const StTensor *tensor; /* NULL: initialise */
-    uint64_t key;
-    float *piece; /* PIECE floats for each thread */
-} Fill;
-
-static bool fill_piece(const Fill *f, float *out, int64_t first, int64_t n, PeftError *err) {
-    if (f->tensor) return st_read_f32(f->tensor, out, first, n, err);
-#pragma omp parallel for
-    for (int64_t i = 0; i < n; i++) out[i] = initial_value(f->var, f->key, first + i);
-    return true;
-}
-
-static bool fill_quantised(const Fill *f, void *at, PeftError *err) {
-    NfQuantizer q;
-    int64_t n = var_count(f->var);
-    if (!nf_quantizer_init(&q, at, n, f->var->dtype == DT_NF4, err)) return false;
-    for (int64_t i = 0; i < n; i += PIECE) {
-        int64_t m = n - i < PIECE ? n - i : PIECE;
-        if (fill_piece(f, f->piece, i, m, err) && nf_quantizer_push(&q, f->piece, m, err)) continue;
-        nf_quantizer_free(&q);
-        return false;
-    }
-    return nf_quantizer_finish(&q, err);
-}
-
-/* Pieces in any order, each thread with room for one. */
-static bool fill(const Fill *f, void *at, PeftError *err) {
-    if (peft_is_nf4(f->var->dtype)) return fill_quantised(f, at, err);
-    int64_t n = var_count(f->var);
-    bool ok = true;
-#pragma omp parallel for schedule(static) if (n > PIECE)
-    for (int64_t i = 0; i < n; i += PIECE) {
-        PeftError why = {{0}, 0};
-        float *piece = f->piece + (size_t)omp_get_thread_num() * PIECE;
-        int64_t m = n - i < PIECE ? n - i : PIECE;
-        if (fill_piece(f, piece, i, m, &why)) {
-            storage_put(at, f->var->dtype, f->work, n, i, m, piece);
-            continue;
-        }
-#pragma omp critical(fill_error)
-        {
-            ok = false;
-            *err = why;
-        }
-    }
-    return ok;
-}
 
 /* ---- loading ---- */
 
@@ -131,28 +44,42 @@ static const char *source_names(const ModelSource *src, char *buf, size_t size) 
     return buf;
 }
 
-static bool load_var(Exec *x, int i, Opened *o, const ModelSource *src, uint64_t seed, float *piece,
-                     ModelReport *r, PeftError *err) {
+/* What variable i is filled from. */
+static bool find_source(Exec *x, int i, Opened *o, const ModelSource *src, Fill *f, ModelReport *r,
+                        PeftError *err) {
     const PeftVar *v = &x->program->var[i];
-    Fill f = {.var = v,
-              .work = (int)x->train_sym[PEFT_SYM_W],
-              .key = name_key(seed, v->name),
-              .piece = piece};
-    bool wanted = !v->is_state;
-    if (wanted && weight_map_find(o->map, v->name)) {
-        f.tensor = weight_map_resolve(o->map, v->name, v->rank, v->dim, err);
-        if (!f.tensor) return false;
-    } else if (wanted && !v->fresh && !src->scratch) {
+    *f = (Fill){.var = v, .at = exec_var(x, i)};
+    if (v->is_state) return true;
+    if (weight_map_find(o->map, v->name)) {
+        f->tensor = weight_map_resolve(o->map, v->name, v->rank, v->dim, err);
+        if (!f->tensor) return false;
+    } else if (!v->fresh && !src->scratch) {
         char names[512];
         return peft_fail(err, "%s has no tensor %s, which %s declares; give a complete base model",
                          source_names(src, names, sizeof names), v->name, v->where);
     }
-    if (wanted) *(f.tensor ? &r->loaded : &r->initialised) += 1;
-    return fill(&f, exec_var(x, i), err);
+    *(f->tensor ? &r->loaded : &r->initialised) += 1;
+    return true;
+}
+
+/* Fills all variables, or those that the program derives and the files have. */
+static bool fill_from(Exec *x, Opened *o, const ModelSource *src, uint64_t seed, bool derived,
+                      ModelReport *r, PeftError *err) {
+    int n = 0;
+    Fill *fill = peft_alloc((size_t)x->program->nvar, sizeof *fill, err);
+    bool ok = fill != NULL;
+    for (int i = 0; ok && i < x->program->nvar; i++) {
+        const PeftVar *v = &x->program->var[i];
+        if (derived && !(v->derived && weight_map_find(o->map, v->name))) continue;
+        ok = find_source(x, i, o, src, &fill[n++], r, err);
+    }
+    ok = ok && fill_all(fill, n, (int)x->train_sym[PEFT_SYM_W], seed, err);
+    free(fill);
+    return ok;
 }
 
 /* Computes what the program derives from the base, then puts back what the files had of it. */
-static bool start_values(Exec *x, Opened *o, const ModelSource *src, uint64_t seed, float *piece,
+static bool start_values(Exec *x, Opened *o, const ModelSource *src, uint64_t seed,
                          PeftError *err) {
     bool wanted = false;
     ModelReport ignored = {0};
@@ -162,31 +89,20 @@ static bool start_values(Exec *x, Opened *o, const ModelSource *src, uint64_t se
         wanted |= v->derived && !weight_map_find(o->map, v->name);
     }
     if (!wanted) return true;
-    if (!exec_run(x, PEFT_FN_START, sym, err)) return false;
-    for (int i = 0; i < x->program->nvar; i++) {
-        const PeftVar *v = &x->program->var[i];
-        if (v->derived && weight_map_find(o->map, v->name) &&
-            !load_var(x, i, o, src, seed, piece, &ignored, err))
-            return false;
-    }
-    return true;
+    return exec_run(x, PEFT_FN_START, sym, err) && fill_from(x, o, src, seed, true, &ignored, err);
 }
 
 bool model_load(Exec *x, const ModelSource *src, uint64_t seed, ModelReport *report,
                 PeftError *err) {
     memset(report, 0, sizeof *report);
     Opened o;
-    float *piece = peft_alloc((size_t)omp_get_max_threads() * PIECE, sizeof *piece, err);
-    bool ok = open_all(&o, src, err) && piece;
-    for (int i = 0; ok && i < x->program->nvar; i++)
-        ok = load_var(x, i, &o, src, seed, piece, report, err);
-    ok = ok && start_values(x, &o, src, seed, piece, err);
+    bool ok = open_all(&o, src, err) && fill_from(x, &o, src, seed, false, report, err) &&
+              start_values(x, &o, src, seed, err);
     if (ok) {
         const StTensor *one = NULL;
         report->unused = (int)weight_map_unused(o.map, &one, 1);
         if (one) snprintf(report->unused_name, sizeof report->unused_name, "%s", one->name);
     }
-    free(piece);
     close_all(&o);
     return ok;
 }
@@ -243,6 +159,8 @@ static void saved_name(const PeftProgram *p, const PeftVar *v, ModelLayout layou
 static bool is_saved(const PeftVar *v, ModelLayout layout) {
     return !v->is_state && (layout == LAYOUT_MODEL || v->trainable || v->fresh);
 }
+
+enum { PIECE = 1 << 16 };
 
 static bool put_var(StWriter *w, int handle, const Exec *x, int i, PeftError *err) {
     const PeftVar *v = &x->program->var[i];

@@ -7,6 +7,8 @@
 
 #include "peftrt.h"
 
+bool storage_is_float(DType dtype, int work); /* an array of floats as it lies */
+
 /* Values [first, first + n) of a buffer of `count`; work: bytes of a work value, 4 or 2. Not for
  * NF4 (cpu/nf4.h) and integers. */
 void storage_put(void *buffer, DType dtype, int work, int64_t count, int64_t first, int64_t n,

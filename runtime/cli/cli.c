@@ -1,11 +1,13 @@
 /* The entry point of every compiled program: parse, dispatch, one line for a failure, the exit
  * code. */
+#include "../cuda/rehearsal.h"
 #include "../startup.h"
 #include "session.h"
 #include "verbs.h"
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 static bool (*const run_verb[VERB_COUNT])(const PeftProgram *, const Options *, PeftError *) = {
@@ -26,6 +28,13 @@ static void bound_spinning(char **argv) {
     execv(self, argv);
 }
 
+static bool may_use_gpu(const Options *o) {
+    const unsigned running = 1u << VERB_TRAIN | 1u << VERB_EVAL | 1u << VERB_PREDICT |
+                             1u << VERB_PROFILE | 1u << VERB_REPLAY;
+    return running >> o->verb & 1 && o->device &&
+           (strcmp(o->device, device_name(DEVICE_CUDA)) == 0 || strcmp(o->device, "auto") == 0);
+}
+
 int peft_main(const PeftProgram *program, int argc, char **argv) {
     PeftError err = {{0}, 0};
     Options o;
@@ -43,8 +52,10 @@ int peft_main(const PeftProgram *program, int argc, char **argv) {
         options_help(o.verb, self);
         return 0;
     }
+    if (ok && may_use_gpu(&o)) rehearsal_begin();
     if (ok) session_choose_device(&o, program);
     ok = ok && run_verb[o.verb](program, &o, &err);
+    rehearsal_end();
     if (ok && fflush(stdout) != 0) ok = peft_fail(&err, "cannot write to stdout");
     if (ok || err.code == PEFT_STOPPED) return 0;
     if (err.msg[0]) fprintf(stderr, "%s: error: %s\n", self, err.msg);

@@ -87,8 +87,8 @@ static const char *bind_symbols(CudaApi *api, void *library, const Symbol *symbo
 /* ---- the driver ---- */
 
 /* A process has one driver; its texts serve cuda_ok, which is called with a result alone. */
-static CUresult (*error_name)(CUresult, const char **);
-static CUresult (*error_string)(CUresult, const char **);
+static CUresult (*_Atomic error_name)(CUresult, const char **);
+static CUresult (*_Atomic error_string)(CUresult, const char **);
 
 bool cuda_ok(CUresult code, const char *what, PeftError *err) {
     if (code == CUDA_SUCCESS) return true;
@@ -224,6 +224,19 @@ bool cuda_api_open(CudaApi **out, PeftError *err) {
     CudaApi *api = *out = peft_zalloc(1, sizeof *api, err);
     if (!api) return false;
     if (open_driver(api, err) && open_cublaslt(api, err)) return true;
+    cuda_api_close(api);
+    *out = NULL;
+    return false;
+}
+
+bool cuda_api_need_products(CudaApi *api, PeftError *err) {
+    return api->cublaslt_version || open_cublaslt(api, err);
+}
+
+bool cuda_api_open_driver(CudaApi **out, PeftError *err) {
+    CudaApi *api = *out = peft_zalloc(1, sizeof *api, err);
+    if (!api) return false;
+    if (open_driver(api, err)) return true;
     cuda_api_close(api);
     *out = NULL;
     return false;

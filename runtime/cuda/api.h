@@ -322,6 +322,10 @@ typedef struct CudaApi {
  * names the library, what was found and what to install. */
 bool cuda_api_open(CudaApi **out, PeftError *err);
 
+/* The same in two parts: the driver alone, and cuBLASLt when that has not been done. */
+bool cuda_api_open_driver(CudaApi **out, PeftError *err);
+bool cuda_api_need_products(CudaApi *api, PeftError *err);
+
 /* Opens NVRTC too, when that has not been done. */
 bool cuda_api_need_compiler(CudaApi *api, PeftError *err);
 

@@ -3,12 +3,14 @@
 
     bench_gpu.py --base BASE --data DATA [--variants lora_r16,...] [--only peftc,eager,graph,compile] [--out FILE]
 
-Shapes are bert-base's with random weights (BASE gives the vocabulary), batches are SST-2's of 32 rows in the order of
+Shapes are bert-base's with random weights (BASE gives the vocabulary; peftc reads a model.safetensors of them, fp32, as
+transformers writes it), batches are SST-2's of 32 rows in the order of
 seed 42, both sides compute in bf16 with dropout 0.1, AdamW, clip 1. peftc trains two whole epochs of DATA and the
 second one counts, divided by its steps: the time a user gets, batching and progress included, validation left out. The
 peers repeat the first --steps batches of the first epoch and need not prepare data (torch_gpu.py says how each is
-measured). Seconds to the end of the first step count from the start of a process: cold is with an empty cache of kernels
-and algorithms, warm with the cache that the cold one left; both of peftc's include tokenising all of DATA.
+measured). Seconds to the end of the first step count from the start of a process, as a user starts it: reading and
+tokenising all of DATA, opening the GPU, reading the weights (a file that the system has in memory), the step. Cold is with
+an empty cache of kernels and algorithms, warm with the cache that the cold one left.
 
 Runs can be divided: results are merged into --out by variant and column, so that a column measured again replaces the
 old one; a file of another GPU is refused. What failed is written down as failed. Prints a Markdown table, which also
@@ -48,6 +50,17 @@ MARKS = ("<!-- bench-gpu: begin -->", "<!-- bench-gpu: end -->")
 # ---- measuring ----
 
 
+def write_weights(base: pathlib.Path) -> None:
+    """A user's base: model.safetensors of random weights beside config.json."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(42)
+    config = (base / "config.json").read_text()
+    BertModel(BertConfig(**json.loads(config))).save_pretrained(base)
+    (base / "config.json").write_text(config)
+
+
 def timed(words: list, environment: dict) -> tuple[str, float]:
     """What a command prints, and its seconds; RuntimeError with its last words where it fails."""
     start = time.perf_counter()
@@ -72,7 +85,7 @@ def measure_peftc(variant: str, base: pathlib.Path, a) -> dict:
     for folder in (out, cache):
         shutil.rmtree(folder, ignore_errors=True)
     compile_program(variant, base, program, a.build)
-    common = ["--base", base, "--data", a.data, "--scratch", "--device", "cuda"]
+    common = ["--base", base, "--data", a.data, "--device", "cuda"]
     environment = {"PEFTC_CACHE": str(cache)}
     cold, warm = (json.loads(timed([program, "profile", *common, "--steps", 1, "--json"], environment)[0])["startup_s"]
                   for _ in range(2))
@@ -187,7 +200,8 @@ def table(result: dict) -> str:
             *(f"{mode}: ms/step, epoch, peak, first step" for mode in PEERS), "times faster than " + " / ".join(PEERS)]
     lines = [f"{result['device']}, bert-base shapes, SST-2 batches of {BATCH}, bf16; torch {', '.join(about['torch']) or '-'}, "
              f"transformers {', '.join(about['transformers']) or '-'}; commit {', '.join(about['commit'])}, "
-             f"{', '.join(about['date'])}. Aims in brackets.", "",
+             f"{', '.join(about['date'])}. Cold and warm: seconds from a process's start to the end of its first step, with all "
+             "of SST-2 tokenised and fp32 weights read from a file, without and with cached kernels. Aims in brackets.", "",
              "| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
     return "\n".join(lines + [row(v, variants, steps) for v in VARIANTS if v in variants])
 
@@ -241,6 +255,8 @@ def read_arguments():
 def run(a) -> dict:
     a.work.mkdir(parents=True, exist_ok=True)
     base = base_folder("bert-base", a.base, a.work)
+    if "peftc" in a.only:
+        write_weights(base)
     batches = pathlib.Path(a.batches) if a.batches else a.work / "batches.json"
     if not a.batches and set(a.only) & set(PEERS):
         write_batches(batches, a.steps, a)
