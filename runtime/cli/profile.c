@@ -94,6 +94,8 @@ static bool run(const Session *s, Exec *x, const Files *files, PeftError *err) {
     ModelReport loaded;
     Trainer t;
     Profile p = {.x = x, .steps = o->steps ? o->steps : 20};
+    if (p.steps > s->total_steps)
+        p.steps = s->total_steps; /* memory is planned for these batches */
     startup_end(STARTUP_DEVICE);
     if (!model_load(x, &src, s->fit.seed, &loaded, err) || !trainer_open(&t, s, x, err))
         return false;

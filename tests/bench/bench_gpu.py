@@ -4,13 +4,15 @@
     bench_gpu.py --base BASE --data DATA [--variants lora_r16,...] [--only peftc,eager,graph,compile] [--out FILE]
 
 Shapes are bert-base's with random weights (BASE gives the vocabulary; peftc reads a model.safetensors of them, fp32, as
-transformers writes it), batches are SST-2's of 32 rows in the order of
-seed 42, both sides compute in bf16 with dropout 0.1, AdamW, clip 1. peftc trains two whole epochs of DATA and the
-second one counts, divided by its steps: the time a user gets, batching and progress included, validation left out. The
-peers repeat the first --steps batches of the first epoch and need not prepare data (torch_gpu.py says how each is
-measured). Seconds to the end of the first step count from the start of a process, as a user starts it: reading and
-tokenising all of DATA, opening the GPU, reading the weights (a file that the system has in memory), the step. Cold is with
-an empty cache of kernels and algorithms, warm with the cache that the cold one left.
+transformers writes it), batches are SST-2's of 32 rows in the order of seed 42, both sides compute in bf16 with dropout
+0.1, AdamW, clip 1.
+
+ms/step: both sides repeat the first --steps batches of the first epoch, after passes that warm them up; ours is the median
+of five passes, batching included, theirs is as torch_gpu.py says, without preparing data. s/epoch is a whole second epoch
+of DATA as `train` runs it, batching and progress included, validation left out; a peer's is its ms/step times as many
+steps. Seconds to the end of the first step count from the start of a process, as a user starts it: reading and tokenising
+all of DATA, opening the GPU, reading the weights (a file that the system has in memory), the step. Cold is with an empty
+cache of kernels and algorithms, warm with the cache that the cold one left.
 
 Runs can be divided: results are merged into --out by variant and column, so that a column measured again replaces the
 old one; a file of another GPU is refused. What failed is written down as failed. Prints a Markdown table, which also
@@ -89,14 +91,16 @@ def measure_peftc(variant: str, base: pathlib.Path, a) -> dict:
     environment = {"PEFTC_CACHE": str(cache)}
     cold, warm = (json.loads(timed([program, "profile", *common, "--steps", 1, "--json"], environment)[0])["startup_s"]
                   for _ in range(2))
+    steady = json.loads(timed([program, "profile", *common, "--steps", a.steps, "--json"], environment)[0])
     timed([program, "train", *common, "--out", out, "--set", "fit.epochs=2", "--checkpoint-every", 1000000], environment)
     run = json.loads((out / "run.json").read_text())
     for folder in (out, cache):
         shutil.rmtree(folder, ignore_errors=True)
     steps, epoch, memory = run["fit"]["total_steps"] // 2, run["epochs"][1], run["memory"]
-    result = dict(ms_per_step=round(1e3 * epoch["seconds"] / steps, 4), steps=steps,
-                  s_per_epoch=round(epoch["seconds"], 3), first_epoch_s=round(run["epochs"][0]["seconds"], 3),
-                  cold_s=round(cold["total"], 2), warm_s=round(warm["total"], 2), cold_phases=cold, warm_phases=warm, tokens_per_step=round(epoch["tokens"] / steps, 1),
+    result = dict(ms_per_step=round(steady["ms_median"], 4), ms_least=round(steady["ms_min"], 4),
+                  ms_most=round(steady["ms_max"], 4), steps=steps, s_per_epoch=round(epoch["seconds"], 3),
+                  first_epoch_s=round(run["epochs"][0]["seconds"], 3), tokens_per_step=round(epoch["tokens"] / steps, 1),
+                  cold_s=round(cold["total"], 2), warm_s=round(warm["total"], 2), cold_phases=cold, warm_phases=warm,
                   arena_mb=round(memory["planned_bytes"] / 1e6, 1), reached_mb=round(memory["reached_bytes"] / 1e6, 1),
                   trainable=run["trainable_params"])
     if "driver_bytes" in memory:
@@ -236,7 +240,7 @@ def read_arguments():
     p.add_argument("--data", required=True, metavar="DIR", help="SST-2")
     p.add_argument("--variants", default=",".join(VARIANTS))
     p.add_argument("--only", default=",".join(("peftc", *PEERS)), help="columns to measure")
-    p.add_argument("--steps", type=int, default=200, help="batches of the peers")
+    p.add_argument("--steps", type=int, default=200, help="batches that are repeated")
     p.add_argument("--rounds", type=int, default=2, help="timed passes over them")
     p.add_argument("--batches", metavar="FILE", help="from torch_step.py --write-batches; default: made from DATA")
     p.add_argument("--build", type=pathlib.Path, default=ROOT / "build", metavar="DIR", help="holds peftc")

@@ -103,6 +103,8 @@ profile() { # FAKE DEVICE
     echo "CSV $us_csv us, trace $us_trace us"
     awk -v a="$us_csv" -v b="$us_trace" 'BEGIN { exit !(a > 0 && b > 0.999 * a && b < 1.001 * a) }'
 }
+many() { on gpu fed profile --steps 100000 --device cuda --json | grep '"steps": 15,'; } # 3 epochs of 160 rows
+check "no more steps than the run has" many
 check "profile: shares, CSV and trace" profile none cpu
 check "profile on a GPU" profile gpu cuda
 # Events are a microsecond apart: steps that are launched together share one.
