@@ -20,6 +20,15 @@ typedef unsigned long long uint64_t;
 #define PK_NAN    __int_as_float(0x7fc00000)
 #define PK_WARP   0xffffffffu /* all lanes */
 
+/* From here on a kernel touches what those before it wrote: one that is launched before the last of
+ * them has ended waits for it. */
+PK_DEVICE void pk_begin(void) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 /* ---- symbolic dimensions, as in peftrt.h ---- */
 
 enum { PEFT_SYM_T = 1, PEFT_SYM_S, PEFT_SYM_M, PEFT_SYM_L, PEFT_SYM_P };

@@ -8,8 +8,9 @@ enum {
     MOST_GRID_Y = 65535, /* blocks */
     ATTENTION_BLOCK = 128,
     FLAT_BLOCK = 256,
-    SUM_VALUES = 8,    /* of a thread, at least */
-    DEQUANT_VALUES = 8 /* of a thread */
+    SUM_VALUES = 8,     /* of a thread, at least */
+    DEQUANT_VALUES = 8, /* of a thread */
+    NARROW_MOST = 1024  /* rows: each 16 compute their middle once for every part of the columns */
 };
 
 typedef struct Launch { /* parameters of one kernel */
@@ -29,13 +30,18 @@ static void pass_buffers(Launch *l, const Exec *x, void *const *arg, int n) {
     }
 }
 
-static bool launch2(const Exec *x, CUfunction f, Launch *l, int64_t grid, int64_t grid_y, int block,
-                    PeftError *err) {
+static bool launch3(const Exec *x, CUfunction f, Launch *l, int64_t grid, int64_t grid_y, int block,
+                    int shared, PeftError *err) {
     const CudaExec *d = x->cuda;
     if (grid < 1 || grid_y < 1) return true;
     return cuda_ok(d->api->cuLaunchKernel(f, (unsigned)grid, (unsigned)grid_y, 1, (unsigned)block,
-                                          1, 1, 0, d->current, l->param, NULL),
+                                          1, 1, (unsigned)shared, d->current, l->param, NULL),
                    "launch a kernel", err);
+}
+
+static bool launch2(const Exec *x, CUfunction f, Launch *l, int64_t grid, int64_t grid_y, int block,
+                    PeftError *err) {
+    return launch3(x, f, l, grid, grid_y, block, 0, err);
 }
 
 static bool launch(const Exec *x, CUfunction f, Launch *l, int64_t grid, int block,
@@ -144,14 +150,62 @@ bool cuda_prepare(const Exec *x, const PeftStep *s, void *const *arg, void *work
     return dequantise(x, &arg[1], product.b, product.n * product.k, g->b_dtype == DT_NF4, err);
 }
 
+/* ---- two products through a narrow middle ---- */
+
+bool cuda_is_narrow(const Exec *x, const PeftStep *s, const int64_t sym[PEFT_SYM_COUNT]) {
+    const PeftGemm *g = s->desc;
+    return g->ahead && x->cuda->kernel[g->narrow] && peft_dim(g->m, sym) <= NARROW_MOST;
+}
+
+/* The arguments of the step that is so many ahead: those of a function's steps follow each other.
+ */
+static void *const *args_ahead(const PeftStep *s, void *const *arg, int ahead) {
+    for (int i = 0; i < ahead; i++) arg += s[i].narg;
+    return arg;
+}
+
+/* The first product with its epilogue and the second one, in one kernel. */
+static bool run_narrow(const Exec *x, const PeftStep *s, void *const *arg, const int64_t *sym,
+                       PeftError *err) {
+    const PeftGemm *first = s->desc, *second = s[first->ahead].desc;
+    const PeftKernel *k = &x->program->kernel[first->narrow];
+    void *const *to = args_ahead(s, arg, first->ahead);
+    void *const operand[] = {to[1], to[PEFT_GEMM_C],
+                             second->addend >= 0 ? to[second->addend] : NULL,
+                             second->bias >= 0 ? to[second->bias] : NULL};
+    int64_t rows = s->rows;
+    int launched = (int)peft_dim(rows, sym);
+    Launch l = {.n = 0};
+    if (s->narg + 7 + k->nsite > MAX_PARAMS)
+        return peft_fail(err, "%s has more than %d parameters", k->name, MAX_PARAMS);
+    pass_buffers(&l, x, arg, s->narg);
+    pass_buffers(&l, x, operand, 4);
+    pass(&l, &launched);
+    pass(&l, &x->cuda->sym);
+    pass(&l, &rows);
+    for (int i = 0; i < k->nsite; i++) pass(&l, (void *)&k->site[i]);
+    return launch3(x, x->cuda->kernel[first->narrow], &l, ceil_div(launched, PEFT_NARROW_ROWS),
+                   k->parts, k->block, k->shared, err);
+}
+
+/* The library's, behind the first one's epilogue and with its workspace. */
+static bool run_second(const Exec *x, const PeftStep *s, void *const *arg, void *workspace,
+                       const int64_t *sym, PeftError *err) {
+    int ahead = ((const PeftGemm *)s->desc)->ahead;
+    CudaMatmul product = cuda_product(x, s + ahead, args_ahead(s, arg, ahead), workspace, sym);
+    return cuda_gemm_run(x->cuda->gemm, &product, x->cuda->current, err);
+}
+
 /* The product, then what is fused behind it as a kernel over its elements or rows. */
 static bool run_gemm(const Exec *x, const PeftStep *s, void *const *const *arg, void *workspace,
                      const int64_t *sym, PeftError *err) {
     const PeftGemm *g = s->desc;
     CudaExec *d = x->cuda;
     CudaMatmul product = cuda_product(x, s, *arg, workspace, sym);
-    if (!cuda_gemm_run(d->gemm, &product, d->current, err)) return false;
-    return g->plain || g->joined || run_generated(x, s, arg, 1, sym, err);
+    if (cuda_is_narrow(x, s, sym)) return run_narrow(x, s, *arg, sym, err);
+    if (!g->back && !cuda_gemm_run(d->gemm, &product, d->current, err)) return false;
+    if (!g->plain && !g->joined && !run_generated(x, s, arg, 1, sym, err)) return false;
+    return !g->ahead || run_second(x, s, *arg, workspace, sym, err);
 }
 
 static bool run_attention(const Exec *x, const PeftStep *s, void *const *arg, const int64_t *sym,

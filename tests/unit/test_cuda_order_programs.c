@@ -71,13 +71,21 @@ static int epilogue_touches(const Compiled *m, const PeftStep *product, Touch *o
     return n;
 }
 
+/* Of two products through a narrow middle the second is multiplied where the first is, without a
+ * workspace of its own; what is left of it is its epilogue. */
 static int own_touches(const Compiled *m, const PeftStep *s, Touch *out) {
     bool gemm = m->program->table.kernel[s->kernel].kind == PEFT_KERNEL_GEMM;
-    bool joined = gemm && ((const PeftGemm *)s->desc)->joined;
+    const PeftGemm *g = gemm ? s->desc : NULL;
+    bool joined = g && g->joined, multiplied = g && g->back;
     int n = 0;
     assert_true(2 * s->narg < MOST_TOUCHED);
-    for (int k = 0; k <= s->narg; k++)
+    for (int k = multiplied ? 2 : 0; k <= s->narg - multiplied; k++)
         if (!joined || k <= 2 || k == s->narg) out[n++] = touch_of(m, s, k);
+    for (int k = 1; g && g->ahead; k++) { /* the second's operands and result */
+        const PeftGemm *second = s[g->ahead].desc;
+        if (k > 2 && (!second->plain || k == s[g->ahead].narg)) break;
+        out[n++] = touch_of(m, s + g->ahead, k);
+    }
     return n;
 }
 
@@ -129,11 +137,12 @@ static int check_joins(const Compiled *m) {
     return joins;
 }
 
-/* Kernels that a step launches once it is prepared: a product, generated code. */
+/* Kernels that a step launches once it is prepared: a product, generated code. Two products through
+ * a narrow middle are one. */
 static int step_kernels(const Compiled *m, const PeftStep *s) {
     const PeftGemm *g = s->desc;
     if (m->program->table.kernel[s->kernel].kind != PEFT_KERNEL_GEMM) return 1;
-    return 1 + !(g->plain || g->joined);
+    return !g->back + !(g->plain || g->joined || g->ahead);
 }
 
 /* Kernels that are launched, and those of the longest chain. */
@@ -153,6 +162,40 @@ static int count_kernels(const Compiled *m, const Order *o, const bool *before, 
     }
     free(depth);
     return all;
+}
+
+/* All that the second of two products through a narrow middle reads is there before the first, and
+ * its result lives from then on, over nothing that the first reads. */
+static int check_pairs(const Compiled *m) {
+    const PeftProgram *p = &m->program->table;
+    const PeftFunction *f = &p->fn[PEFT_FN_TRAIN];
+    int pairs = 0;
+    for (int i = 0; i < f->nstep; i++) {
+        const PeftStep *s = &f->step[i], *second = peft_second(p, s);
+        if (!second) continue;
+        const PeftGemm *g = second->desc;
+        Touch result = touch_of(m, second, 2), other[MOST_TOUCHED];
+        assert_true(second > s && second < f->step + f->nstep && second - g->back == s);
+        assert_int_equal(p->kernel[((const PeftGemm *)s->desc)->narrow].launch, PEFT_LAUNCH_NARROW);
+        for (int k = 0; k <= s->narg; k++) {
+            other[0] = touch_of(m, s, k);
+            assert_false(touches_conflict(&result, 1, other, 1));
+        }
+        for (const PeftStep *k = s; k < second; k++) {
+            int n = 0;
+            for (int a = k->nread; a < k->narg; a++) other[n++] = touch_of(m, k, a);
+            if (k != s && p->kernel[k->kernel].kind == PEFT_KERNEL_GEMM)
+                other[n++] = touch_of(m, k, 2);
+            if (k != s && k->workspace != (int32_t)PEFT_REF_NONE)
+                other[n++] = touch_of(m, k, k->narg);
+            for (int a = 1; a < (g->plain ? second->narg : 3); a++) {
+                Touch read = touch_of(m, second, a);
+                assert_false(touches_conflict(&read, 1, other, n));
+            }
+        }
+        pairs++;
+    }
+    return pairs;
 }
 
 static bool share_counters(const Compiled *m, const PeftStep *a, const PeftStep *b) {
@@ -256,6 +299,7 @@ static int check_program(const char *path, double most, bool skip_join) {
     check_slack(&m);
     int joins = check_joins(&m);
     assert_int_equal(joins == 0, skip_join);
+    assert_int_equal(check_pairs(&m) > 0, !skip_join && strstr(path, "adapters"));
     Order o = program_order(&m, CUDA_STREAMS), free_order = program_order(&m, f->nstep);
     bool *before = all_pairs(&o, -1);
     int *launch = launches(f, &o);
