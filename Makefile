@@ -53,7 +53,7 @@ $(BUILD)/runtime/cpu/%.o $(BUILD)/runtime/storage.o: OPT := $(OPT:-O2=-O3)
 C_STRING := sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/.*/    "&\\n"/'
 
 # The CUDA source that every program's kernels are compiled behind, as a string.
-CUDA_TEXT := $(addprefix runtime/cuda/,kernel_cuda.h attention_tile.cu attention_long.cu attention_short.cu attention.cu templates.cu)
+CUDA_TEXT := $(addprefix runtime/cuda/,kernel_cuda.h tensor_core.cu attention_tile.cu attention_long.cu attention_short.cu attention.cu templates.cu narrow.cu)
 $(BUILD)/cuda_text.c: $(CUDA_TEXT)
 	@mkdir -p $(@D)
 	@{ echo 'extern const char cuda_text[];'; echo 'const char cuda_text[] ='; \

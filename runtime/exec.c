@@ -244,9 +244,28 @@ static double step_bytes(const Exec *x, PeftFn fn, const PeftStep *s, const int6
     const PeftProgram *p = x->program;
     if (x->device != DEVICE_CUDA) return argument_bytes(p, fn, s, 0, s->narg, sym);
     const PeftJoin *join = peft_join(p, s);
-    const PeftStep *product = join ? s - join->back : s;
+    const PeftStep *product = join ? s - join->back : s, *second = peft_second(p, s);
+    if (peft_is_second(p, s) && peft_own_args(p, s) == peft_product_args(s)) return 0;
     return (join ? argument_bytes(p, fn, product, PEFT_GEMM_C, product->narg, sym) : 0) +
-           argument_bytes(p, fn, s, 0, peft_own_args(p, s), sym);
+           (second ? argument_bytes(p, fn, second, 1, peft_product_args(second), sym) : 0) +
+           argument_bytes(p, fn, s, peft_is_second(p, s) ? PEFT_GEMM_C : 0, peft_own_args(p, s),
+                          sym);
+}
+
+static double product_flop(const PeftStep *s, const int64_t *sym) {
+    const PeftGemm *g = s->desc;
+    return 2.0 * (double)peft_dim(g->m, sym) * (double)peft_dim(g->n, sym) *
+           (double)peft_dim(g->k, sym);
+}
+
+/* What a step multiplies itself. */
+static double step_flop(const Exec *x, const PeftStep *s, const int64_t *sym) {
+    const PeftProgram *p = x->program;
+    if (p->kernel[s->kernel].kind != PEFT_KERNEL_GEMM) return 0;
+    if (x->device != DEVICE_CUDA) return product_flop(s, sym);
+    const PeftStep *second = peft_second(p, s);
+    return (peft_is_second(p, s) ? 0 : product_flop(s, sym)) +
+           (second ? product_flop(second, sym) : 0);
 }
 
 void exec_note_time(Exec *x, PeftFn fn, int step, double seconds,
@@ -256,10 +275,7 @@ void exec_note_time(Exec *x, PeftFn fn, int step, double seconds,
     t->calls++;
     t->seconds += seconds;
     t->bytes += step_bytes(x, fn, s, sym);
-    if (x->program->kernel[s->kernel].kind != PEFT_KERNEL_GEMM) return;
-    const PeftGemm *g = s->desc;
-    t->flop += 2.0 * (double)peft_dim(g->m, sym) * (double)peft_dim(g->n, sym) *
-               (double)peft_dim(g->k, sym);
+    t->flop += step_flop(x, s, sym);
 }
 
 static bool fits_plan(const Exec *x, PeftFn fn, const int64_t *sym, PeftError *err) {

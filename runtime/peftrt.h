@@ -174,11 +174,13 @@ typedef enum PeftLaunch {
     PEFT_LAUNCH_ELEMENTS, /* a thread for each element */
     PEFT_LAUNCH_ROWS,     /* a block for each row */
     PEFT_LAUNCH_COLUMNS,  /* a block for PEFT_SUM_COLUMNS columns, all rows */
-    PEFT_LAUNCH_SUM       /* up to PEFT_SUM_BLOCKS blocks; the last one to end adds the parts up */
+    PEFT_LAUNCH_SUM,      /* up to PEFT_SUM_BLOCKS blocks; the last one to end adds the parts up */
+    PEFT_LAUNCH_NARROW    /* a block for PEFT_NARROW_ROWS rows and a part of the columns, in bf16 */
 } PeftLaunch;
 
 #define PEFT_SUM_COLUMNS 32
 #define PEFT_SUM_BLOCKS  256
+#define PEFT_NARROW_ROWS 16
 #define PEFT_GROUP       32 /* most steps in one launch: their arguments fit a launch's 4 KB */
 
 typedef struct PeftKernel {
@@ -192,6 +194,8 @@ typedef struct PeftKernel {
     uint8_t group;           /* it takes the arguments of up to PEFT_GROUP steps, a y of the grid each */
     uint8_t vector;          /* elements of a thread at a time */
     int32_t block;           /* its threads in a block */
+    int32_t parts, shared;   /* NARROW: of the columns; bytes of a block's memory, which a GPU need
+                                not have */
     const int32_t *site;     /* dropout sites, its last parameters */
     int32_t nsite;
 } PeftKernel;
@@ -205,6 +209,10 @@ typedef struct PeftGemm { /* C[m,n] = op(A) op(B), arguments 0, 1, 2 of the step
     uint8_t joined;  /* a GPU computes the epilogue in a later step's kernel (PeftJoin) */
     int32_t addend, bias; /* arguments of C's shape and with a value for each column; -1: none */
     double scale;
+    /* Two products through a narrow middle, the first's epilogue: a GPU multiplies the second where
+     * the first stands, if it can in one kernel, `narrow`. */
+    int32_t ahead, back; /* steps from the first to the second, and the other way round; 0: none */
+    int32_t narrow;
 } PeftGemm;
 
 typedef struct PeftAttention {
@@ -321,6 +329,23 @@ static inline const PeftJoin *peft_join(const PeftProgram *p, const PeftStep *s)
 static inline int32_t peft_own_args(const PeftProgram *p, const PeftStep *s) {
     bool gemm = p->kernel[s->kernel].kind == PEFT_KERNEL_GEMM;
     return gemm && ((const PeftGemm *)s->desc)->joined ? PEFT_GEMM_C + 1 : s->narg;
+}
+
+/* The second of two products through a narrow middle, of the first's step, or NULL. Its operands
+ * and its result, but none of its epilogue, are its arguments from 1 on, so many of all. */
+static inline const PeftStep *peft_second(const PeftProgram *p, const PeftStep *s) {
+    const PeftGemm *g = (const PeftGemm *)s->desc;
+    bool first = p->kernel[s->kernel].kind == PEFT_KERNEL_GEMM && g->ahead;
+    return first ? s + g->ahead : NULL;
+}
+
+static inline int32_t peft_product_args(const PeftStep *s) {
+    return ((const PeftGemm *)s->desc)->plain ? s->narg : PEFT_GEMM_C + 1;
+}
+
+/* Whether a GPU multiplies the step's product at an earlier one: the epilogue is left. */
+static inline bool peft_is_second(const PeftProgram *p, const PeftStep *s) {
+    return p->kernel[s->kernel].kind == PEFT_KERNEL_GEMM && ((const PeftGemm *)s->desc)->back;
 }
 
 /* The entry point of every compiled program. */

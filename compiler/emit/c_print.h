@@ -38,6 +38,7 @@ void cuda_load_early(CPrinter *p);   /* what all loops read, but for what follow
 void cuda_gather_early(CPrinter *p); /* that, and dropout factors: the row's values have names */
 void cuda_open_vector(CPrinter *p);
 void cuda_close_vector(CPrinter *p);
+void cuda_store_vector(CPrinter *p); /* what closing it does behind the loop */
 bool cuda_is_vector_load(const CPrinter *p, KVal v);
 /* What pk_keep_one and pk_keep8 take of a K_KEEP instruction, up to the column. */
 const char *cuda_keep_operands(CPrinter *p, KVal v);

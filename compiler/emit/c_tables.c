@@ -79,7 +79,7 @@ static const char *const kind_name[] = {
 static const char *const launch_name[] = {
     [PEFT_LAUNCH_NONE] = "PEFT_LAUNCH_NONE", [PEFT_LAUNCH_ELEMENTS] = "PEFT_LAUNCH_ELEMENTS",
     [PEFT_LAUNCH_ROWS] = "PEFT_LAUNCH_ROWS", [PEFT_LAUNCH_COLUMNS] = "PEFT_LAUNCH_COLUMNS",
-    [PEFT_LAUNCH_SUM] = "PEFT_LAUNCH_SUM",
+    [PEFT_LAUNCH_SUM] = "PEFT_LAUNCH_SUM",   [PEFT_LAUNCH_NARROW] = "PEFT_LAUNCH_NARROW",
 };
 
 /* Form of a kernel with generated code, and the field of PeftKernel that points to it. */
@@ -94,7 +94,7 @@ static const char *kernel_form(PeftKernelKind kind, const char **field) {
 /* Codes of two are a GPU's alone. */
 static bool has_c_code(const Program *p, int kernel) {
     int32_t code = p->entry[kernel].code;
-    return code >= 0 && !p->code[code].join;
+    return code >= 0 && !p->code[code].join && !p->code[code].narrow;
 }
 
 static void print_entries(FILE *out, const Program *p) {
@@ -125,6 +125,8 @@ static void print_entries(FILE *out, const Program *p) {
         if (p->entry[i].code >= 0)
             fprintf(out, ", .launch = %s, .block = %d, .vector = %d, .group = %d",
                     launch_name[k->launch], k->block, k->vector, k->group);
+        if (k->launch == PEFT_LAUNCH_NARROW)
+            fprintf(out, ", .parts = %d, .shared = %d", k->parts, k->shared);
         if (k->nsite) fprintf(out, ", .site = site_%d, .nsite = %d", i, k->nsite);
         fputs("},\n", out);
     }
@@ -192,9 +194,10 @@ static void print_desc(FILE *out, PeftKernelKind kind, const void *desc) {
         const PeftGemm *d = desc;
         fprintf(out,
                 "&(const PeftGemm){%" PRId64 ", %" PRId64 ", %" PRId64
-                ", %d, %d, %s, %s, %d, %d, %d, %d, %.17g}",
+                ", %d, %d, %s, %s, %d, %d, %d, %d, %.17g, %d, %d, %d}",
                 d->m, d->n, d->k, d->trans_a, d->trans_b, dtype_name[d->b_dtype],
-                dtype_name[d->c_dtype], d->plain, d->joined, d->addend, d->bias, d->scale);
+                dtype_name[d->c_dtype], d->plain, d->joined, d->addend, d->bias, d->scale, d->ahead,
+                d->back, d->narrow);
     } else if (kind == PEFT_KERNEL_MAP) {
         const PeftJoin *d = desc;
         fprintf(out, "&(const PeftJoin){%d, %d}", d->back, d->kernel);

@@ -246,6 +246,38 @@ static char *make_join_key(Graph *g, const Program *p, const CodeJoin *join) {
     return key.text;
 }
 
+static char *make_narrow_key(Graph *g, const Program *p, const CodeNarrow *n) {
+    const Kernel *epilogue = n->epilogue->kernel;
+    Key key = {.cap = 192 + (size_t)epilogue->nout};
+    key.text = graph_alloc(g, key.cap);
+    append(&key, "narrow:%d:%d.%d.%d.%d.%d%d.%d,%d%d,%a", (int)(n->epilogue - p->code), n->k, n->r,
+           n->n, n->columns, n->nt[0], n->nt[1], n->middle, n->addend, n->bias, n->scale);
+    for (int i = 0; i < epilogue->nout; i++) append(&key, "%c", n->stored[i] ? '!' : '.');
+    return key.text;
+}
+
+int32_t code_find_narrow(Graph *g, Program *p, const CodeNarrow *narrow, const char *where) {
+    const char *key = make_narrow_key(g, p, narrow);
+    const Code *epilogue = narrow->epilogue;
+    for (int32_t i = 0; i < p->ncode; i++) {
+        if (strcmp(p->code[i].key, key) != 0) continue;
+        p->code[i].steps++;
+        return i;
+    }
+    p->code[p->ncode] = (Code){.kernel = epilogue->kernel,
+                               .where = where,
+                               .storage = epilogue->storage,
+                               .vector = epilogue->vector,
+                               .hash = hash_text(key),
+                               .key = key,
+                               .steps = 1,
+                               .narrow = narrow};
+    p->code[p->ncode].name =
+        graph_printf(g, "k%03d_%s_%d_matmul_%d", p->ncode,
+                     kernel_label(g, epilogue->kernel, '_', 4), narrow->r, narrow->n);
+    return p->ncode++;
+}
+
 int32_t code_find_join(Graph *g, Program *p, const CodeJoin *join, const char *where) {
     const char *key = make_join_key(g, p, join);
     const Code *rows = join->rows;

@@ -513,9 +513,84 @@ static void emit_join(FILE *out, Graph *g, const Code *code) {
     fputs("}\n\n", out);
 }
 
+/* ---- two products through a narrow middle ---- */
+
+/* What is known before the first product: an element's place, and what its epilogue loads. A thread
+ * has one vector at most; those without repeat others' loads, within the matrix. */
+static void open_narrow(CPrinter *p) {
+    const CodeNarrow *n = p->code->narrow;
+    int across = n->r / CUDA_VECTOR;
+    c_line(p, "typedef Narrow<%d, %d, %d, %d, %s, %s> Shape;", n->k, n->r, n->n, n->columns,
+           n->nt[0] ? "true" : "false", n->nt[1] ? "true" : "false");
+    c_line(p, "static_assert(Shape::BYTES == %d && NARROW_ROWS == %d && NARROW_THREADS == %d,",
+           n->shared, PEFT_NARROW_ROWS, cuda_block(p->code));
+    c_line(p, "              \"a launch is for this\");");
+    c_line(p, "narrow_load_weights<Shape>(a1, b);");
+    c_line(p, "pk_begin();");
+    c_line(p, "narrow_load_rows<Shape>(a0, launched);");
+    c_line(p, "const int row = threadIdx.x / %d %% NARROW_ROWS;", across);
+    c_line(p, "const int64_t c0 = %d * (int64_t)(threadIdx.x %% %d);", CUDA_VECTOR, across);
+    c_line(p, "const int64_t at = (int64_t)blockIdx.x * NARROW_ROWS + row;");
+    c_line(p, "const int64_t r = at < launched ? at : launched - 1;");
+    p->early = true;
+    cuda_load_early(p);
+    p->live = has_padding(p->kernel);
+    if (p->live) c_line(p, "const bool live = r < peft_dim(rows, sym);");
+    c_scalars(p, LEVEL_UNIFORM, 0);
+    c_scalars(p, LEVEL_ROW, 0);
+    cuda_gather_early(p);
+}
+
+/* The epilogue of the block's rows: one of the blocks that compute it stores what others read. */
+static void print_narrow_middle(CPrinter *p) {
+    const CodeNarrow *n = p->code->narrow;
+    bool any = false;
+    c_line(p, "narrow_first<Shape>();");
+    c_open(p, graph_printf(p->g, "if (threadIdx.x < NARROW_ROWS * %d)", n->r / CUDA_VECTOR));
+    bool *outside = c_begin_scope(p);
+    cuda_open_vector(p);
+    name_elements(p, 0);
+    c_stores(p, true);
+    p->named = outside;
+    c_close(p);
+    c_line(p, "narrow_put8<Shape>(row, (int)c0, y%d);", n->middle);
+    for (int i = 0; i < p->kernel->nout; i++) any |= n->stored[i];
+    if (any) {
+        c_open(p, "if (blockIdx.y == 0 && at < launched)");
+        p->stored = n->stored;
+        cuda_store_vector(p);
+        c_close(p);
+    }
+    c_close(p);
+}
+
+static void emit_narrow(FILE *out, Graph *g, const Code *code) {
+    const CodeNarrow *n = code->narrow;
+    CPrinter p = cuda_printer(out, g, code);
+    fprintf(out, "#ifdef PEFT_BF16\n/* %s,\n * then matmul\n * at %s\n * %d step%s */\n",
+            kernel_label(g, p.kernel, '+', p.kernel->nnode), code->where, code->steps,
+            code->steps == 1 ? "" : "s");
+    print_head(&p);
+    print_pointers(&p, written_args(&p), 0);
+    fputs("const work *b, work *c, const work *addend, const work *bias, int launched, ", out);
+    print_numbers(&p, count_sites(p.body));
+    fputs(") {\n", out);
+    open_views(&p);
+    open_narrow(&p);
+    print_narrow_middle(&p);
+    c_line(&p, "const NarrowTerms terms = {%s, %s, %s};", c_number(&p, n->scale),
+           n->addend ? "addend" : "nullptr", n->bias ? "bias" : "nullptr");
+    c_line(&p, "narrow_second<Shape>(c, terms, launched);");
+    fputs("}\n#endif\n\n", out);
+}
+
 void emit_kernel_cuda(FILE *out, Graph *g, const Code *code) {
     if (code->join) {
         emit_join(out, g, code);
+        return;
+    }
+    if (code->narrow) {
+        emit_narrow(out, g, code);
         return;
     }
     PeftLaunch launch = cuda_launch(code->kernel);

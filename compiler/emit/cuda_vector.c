@@ -80,11 +80,20 @@ static const char *in_row(const CPrinter *p) {
     return whole ? "" : graph_printf(p->g, "if (c0 < %lld) ", cols);
 }
 
+/* The product's element is in shared memory, where the same kernel has left it. */
+static bool is_product_here(const CPrinter *p, const Node *tensor) {
+    return p->code->narrow && buffer_of(tensor) == p->kernel->anchor;
+}
+
 static void load_vector(CPrinter *p, KVal v) {
     const Node *tensor = p->body->instr[v].tensor;
     int a = arg_read(p->kernel, &p->args, tensor), x = p->first_value + v;
-    p->column = "c0";
     c_line(p, "alignas(16) float x%d[%d];", x, CUDA_VECTOR);
+    if (is_product_here(p, tensor)) {
+        c_line(p, "narrow_sum8<Shape>(row, (int)c0, x%d);", x);
+        return;
+    }
+    p->column = "c0";
     c_line(p, "%spk_get8%s(%s, x%d);", in_row(p), c_access(p, a),
            c_operands(p, a, c_place(p, v), tensor->type), x);
     p->column = NULL;
@@ -109,7 +118,8 @@ static bool is_read_anywhere(CPrinter *p, KVal v) {
 
 void cuda_load_early(CPrinter *p) {
     for (int v = 0; v < p->body->n; v++)
-        if (p->body->instr[v].op == K_LOAD && is_vector_load(p, v) && is_read_anywhere(p, v))
+        if (p->body->instr[v].op == K_LOAD && is_vector_load(p, v) && is_read_anywhere(p, v) &&
+            !is_product_here(p, p->body->instr[v].tensor))
             load_vector(p, v);
 }
 
@@ -128,8 +138,10 @@ void cuda_gather_early(CPrinter *p) {
 void cuda_open_vector(CPrinter *p) {
     p->vector = true;
     if (p->loops.n) loop_uses(p->kernel, &p->loops, p->loop);
-    for (int v = 0; v < p->body->n && !p->early; v++)
-        if (is_vector_load(p, v) && is_read(p, v)) load_vector(p, v);
+    for (int v = 0; v < p->body->n; v++)
+        if (is_vector_load(p, v) && is_read(p, v) &&
+            (!p->early || is_product_here(p, p->body->instr[v].tensor)))
+            load_vector(p, v);
     for (int v = 0; v < p->body->n && !p->early; v++)
         if (p->body->instr[v].op == K_KEEP && is_read(p, v)) draw_numbers(p, v);
     for (int i = 0; i < p->kernel->nout; i++)
@@ -140,8 +152,7 @@ void cuda_open_vector(CPrinter *p) {
     c_line(p, "(void)c;");
 }
 
-void cuda_close_vector(CPrinter *p) {
-    c_close(p);
+void cuda_store_vector(CPrinter *p) {
     for (int i = 0; i < p->kernel->nout; i++) {
         if (!cuda_is_vector_result(p, i)) continue;
         int a = arg_written(p->kernel, &p->args, i);
@@ -150,4 +161,9 @@ void cuda_close_vector(CPrinter *p) {
                c_operands(p, a, at, p->kernel->out[i]->type), i);
     }
     p->vector = false;
+}
+
+void cuda_close_vector(CPrinter *p) {
+    c_close(p);
+    cuda_store_vector(p);
 }

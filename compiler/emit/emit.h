@@ -37,6 +37,18 @@ typedef struct CodeJoin {
     const bool *stored;    /* by result of the epilogue: something else reads it, too */
 } CodeJoin;
 
+/* Two products through a narrow middle with the epilogue of the first, as one CUDA kernel. */
+typedef struct CodeNarrow {
+    const struct Code *epilogue;
+    int32_t k, r, n, columns; /* A [., k] B1 is [., r], the result [., n]; columns of a block's */
+    bool nt[2];               /* B1 is [r, k], B2 [n, r] */
+    int32_t middle;           /* the result of the epilogue that is multiplied */
+    const bool *stored;       /* by result of the epilogue: something else reads it, too */
+    bool addend, bias;        /* of the second product, with its factor */
+    double scale;
+    int32_t shared; /* bytes of shared memory */
+} CodeNarrow;
+
 /* Generated code, shared by all steps whose kernels have the same body. */
 typedef struct Code {
     const Kernel *kernel;   /* the first one that has it */
@@ -50,6 +62,8 @@ typedef struct Code {
     const char *key;
     int32_t steps;        /* that run it */
     const CodeJoin *join; /* CUDA code of two, kernel being that of `rows`; NULL: code of its own */
+    const CodeNarrow
+        *narrow; /* CUDA code of two products, kernel being the first's; NULL: of one */
 } Code;
 
 /* What stands behind an entry of PeftProgram.kernel. */

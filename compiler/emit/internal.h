@@ -39,6 +39,7 @@ int32_t code_find(Graph *g, Program *p, const Kernel *k, const Args *args, const
                   CodeEntry *entry);
 /* The same for the CUDA code of two that exist. */
 int32_t code_find_join(Graph *g, Program *p, const CodeJoin *join, const char *where);
+int32_t code_find_narrow(Graph *g, Program *p, const CodeNarrow *narrow, const char *where);
 /* Names of a kernel's ops, "matmul+add+gelu". */
 char *kernel_label(Graph *g, const Kernel *k, char join, int most);
 
@@ -69,12 +70,26 @@ typedef struct Joins {
     int32_t *product, *rows;
 } Joins;
 
+/* By step: the later product that its CUDA kernel multiplies its epilogue by, and the earlier one
+ * that multiplies its operand; -1: none. A step has one of the two at most. */
+typedef struct Pairs {
+    int32_t *second, *first;
+} Pairs;
+
 Joins find_joins(Graph *g, PeftFn fn, const Schedule *s, const Storage *storage, bool skip);
 /* How the kernels of steps `product` and `rows` fit together; the codes are the caller's. */
 CodeJoin *describe_join(Graph *g, PeftFn fn, const Schedule *s, int32_t product, int32_t rows);
 bool body_reads(const Kernel *k, const Node *buffer);
 /* Does the kernel read the buffer at the element it computes and nowhere else? */
 bool body_reads_in_place(const Kernel *k, const Node *buffer);
+
+/* ---- two products through a narrow middle (narrow.c) ---- */
+
+Pairs find_pairs(Graph *g, PeftFn fn, const Schedule *s, const Storage *storage, Joins joins,
+                 bool skip);
+/* How the products of steps `first` and `second` are one kernel; its epilogue is the caller's. */
+CodeNarrow *describe_narrow(Graph *g, PeftFn fn, const Schedule *s, const PeftGemm *first,
+                            const PeftGemm *second, int32_t at);
 
 /* ---- temporaries (temps.c) ---- */
 
@@ -86,7 +101,7 @@ typedef struct Temps {
 } Temps;
 
 Temps find_temps(Graph *g, PeftFn fn, const Schedule *s, const Storage *storage, Joins joins,
-                 Sources *sources);
+                 Pairs pairs, Sources *sources);
 
 /* "lib/bert.bert:31", "" when nothing is known. */
 const char *where_of(Graph *g, Sources *sources, Span span);

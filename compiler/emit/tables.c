@@ -16,6 +16,7 @@ typedef struct Builder {
     const Schedule *schedule;
     Storage storage;
     Joins joins;
+    Pairs pairs;
     Temps temps;
     const NodePass *pass;
 } Builder;
@@ -63,7 +64,7 @@ static int32_t reference(const Builder *b, const Node *n) {
 
 /* ---- what runtime routines are told ---- */
 
-static const PeftGemm *gemm_desc(Builder *b, const Kernel *k, const Args *args, bool joined) {
+static const PeftGemm *gemm_desc(Builder *b, const Kernel *k, const Args *args, int step) {
     PeftGemm *d = graph_alloc(b->g, sizeof *d);
     const Node *n = k->anchor;
     const Type a = n->in[0]->type;
@@ -75,7 +76,9 @@ static const PeftGemm *gemm_desc(Builder *b, const Kernel *k, const Args *args, 
     d->b_dtype = args->storage[1];
     d->c_dtype = args->storage[2];
     plain_product(k, args, d);
-    d->joined = joined;
+    d->joined = b->joins.rows[step] >= 0;
+    if (b->pairs.second[step] >= 0) d->ahead = b->pairs.second[step] - step;
+    if (b->pairs.first[step] >= 0) d->back = step - b->pairs.first[step];
     return d;
 }
 
@@ -104,7 +107,7 @@ static const PeftIndex *index_desc(Builder *b, const Node *n) {
 
 static const void *step_desc(Builder *b, const Kernel *k, const Args *args, int step) {
     switch (k->kind) {
-    case PEFT_KERNEL_GEMM: return gemm_desc(b, k, args, b->joins.rows[step] >= 0);
+    case PEFT_KERNEL_GEMM: return gemm_desc(b, k, args, step);
     case PEFT_KERNEL_ATTENTION:
     case PEFT_KERNEL_ATTENTION_GRAD: return attention_desc(b, k->anchor);
     case PEFT_KERNEL_INDEX:
@@ -167,6 +170,27 @@ static const PeftJoin *build_join(Builder *b, const PeftStep *step, int32_t j) {
     d->kernel = entry_index(b, PEFT_KERNEL_MAP, both, b->out->code[both.code].name);
     mark_launched(b, d->kernel);
     return d;
+}
+
+/* Of step i, whose epilogue is multiplied by step j in its kernel. */
+static const PeftGemm *build_narrow(Builder *b, const PeftStep *step, int32_t i, int32_t j) {
+    PeftGemm *first = graph_alloc(b->g, sizeof *first);
+    const PeftGemm *second = step[j].desc;
+    CodeEntry entry = b->out->entry[step[i].kernel]; /* with the epilogue's dropout sites */
+    *first = *(const PeftGemm *)step[i].desc;
+    CodeNarrow *narrow = describe_narrow(b->g, b->fn, b->schedule, first, second, i);
+    narrow->epilogue = &b->out->code[entry.code];
+    entry.code = code_find_narrow(b->g, b->out, narrow, step[i].where);
+    const Code *code = &b->out->code[entry.code];
+    first->narrow = entry_index(b, PEFT_KERNEL_MAP, entry, code->name);
+    PeftKernel *k = &b->kernel[first->narrow];
+    b->out->code[entry.code].launched = true;
+    k->launch = PEFT_LAUNCH_NARROW;
+    k->block = cuda_block(code);
+    k->vector = (uint8_t)code->vector;
+    k->parts = narrow->n / narrow->columns;
+    k->shared = narrow->shared;
+    return first;
 }
 
 /* ---- steps ---- */
@@ -249,7 +273,8 @@ static void build_function(Builder *b, PeftFn fn, const Schedule *s) {
     b->schedule = s;
     function_storage(&b->storage, b->g, fn, s, &b->out->table.needs_fp32);
     b->joins = find_joins(b->g, fn, s, &b->storage, b->info->skip_join);
-    b->temps = find_temps(b->g, fn, s, &b->storage, b->joins, b->info->sources);
+    b->pairs = find_pairs(b->g, fn, s, &b->storage, b->joins, b->info->skip_join);
+    b->temps = find_temps(b->g, fn, s, &b->storage, b->joins, b->pairs, b->info->sources);
     b->pass = node_passes(b->g, fn);
     for (int i = 0; i < s->n; i++) {
         step[i] = build_step(b, s->kernel[i], i);
@@ -257,6 +282,8 @@ static void build_function(Builder *b, PeftFn fn, const Schedule *s) {
             step[i].desc = build_join(b, step, i);
         else if (is_launched(b, s->kernel[i], &step[i]))
             mark_launched(b, step[i].kernel);
+        int32_t first = b->pairs.first[i];
+        if (first >= 0) step[first].desc = build_narrow(b, step, first, i);
     }
     f->step = step;
     f->nstep = s->n;
@@ -320,7 +347,7 @@ Program *program_build(Graph *g, const ProgramInfo *info, Schedule *const sched[
     size_t steps = 1;
     for (int f = 0; f < PEFT_FN_COUNT; f++) steps += sched[f] ? (size_t)sched[f]->n : 0;
     Program *p = graph_alloc(g, sizeof *p);
-    steps *= 2; /* the kernel of each, and one together with an earlier one's */
+    steps *= 3; /* the kernel of each, and those together with an earlier one's */
     p->code = graph_alloc(g, steps * sizeof *p->code);
     p->entry = graph_alloc(g, steps * sizeof *p->entry);
     Builder b = {.g = g, .info = info, .out = p};

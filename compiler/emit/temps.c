@@ -1,7 +1,8 @@
 /* Lifetimes of temporaries: the first step that writes a buffer, the last that reads it, and which
  * results may lie over an operand that dies in the same step. What an epilogue reads and writes
- * lives until a GPU has computed it, whoever runs the program. Invariant: two values share a
- * temporary only when the second is written by a kernel that reads the first for the last time,
+ * lives until a GPU has computed it, whoever runs the program; of two products through a narrow
+ * middle both results live from the first on, and lie over no operand. Invariant: two values share
+ * a temporary only when the second is written by a kernel that reads the first for the last time,
  * element by element, wherever the kernel runs. */
 #include "internal.h"
 
@@ -15,6 +16,7 @@ typedef struct Live {
     Sources *sources;
     const NodePass *pass;
     Joins joins;
+    Pairs pairs;
     int32_t *read;  /* by temporary: the last step that names it, whenever a GPU reads it */
     bool *gradient; /* by node id: the gradient of a trainable parameter */
     bool *pinned;   /* by node id: an output of the function, alive to its end */
@@ -104,6 +106,7 @@ static void find_lifetimes(Live *l) {
         }
         for (int j = 0; j < k->nout; j++)
             if (k->out[j]->op != OP_VAR) add_temp(l, k->out[j], i);
+        if (l->pairs.first[i] >= 0) l->out.temp[l->out.of[k->out[0]->id]].first = l->pairs.first[i];
     }
     const Function *f = &l->g->fn[l->fn];
     for (int i = 0; i < f->nout; i++) {
@@ -170,6 +173,7 @@ static void share_temps(Live *l) {
     for (int i = 0; i < l->s->n; i++) {
         const Kernel *k = l->s->kernel[i];
         if ((k->kind != PEFT_KERNEL_MAP && k->kind != PEFT_KERNEL_GEMM) || !k->body) continue;
+        if (l->pairs.second[i] >= 0) continue; /* blocks read the operands of others' rows */
         for (int j = k->kind == PEFT_KERNEL_GEMM; j < k->nout; j++) {
             if (k->out[j]->op == OP_VAR) continue;
             int32_t t = dying_operand(l, i, k->out[j], taken);
@@ -212,8 +216,9 @@ static void add_workspaces(Live *l) {
 }
 
 Temps find_temps(Graph *g, PeftFn fn, const Schedule *s, const Storage *storage, Joins joins,
-                 Sources *sources) {
-    Live l = {.g = g, .fn = fn, .s = s, .storage = storage, .joins = joins, .sources = sources};
+                 Pairs pairs, Sources *sources) {
+    Live l = {.g = g, .fn = fn, .s = s, .storage = storage, .joins = joins, .pairs = pairs};
+    l.sources = sources;
     l.pass = node_passes(g, fn);
     size_t room = (size_t)s->n + 1;
     for (int i = 0; i < s->n; i++) room += (size_t)s->kernel[i]->nout;

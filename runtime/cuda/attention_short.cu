@@ -32,36 +32,6 @@ PK_DEVICE work *shared_at(work *x, int row, int column) {
     return x + (row * SHORT_DIM + (column ^ (row & 7) * VECTOR));
 }
 
-#ifdef __CUDACC_RTC__
-PK_DEVICE uint32_t shared_address(const work *x) {
-    return (uint32_t)__cvta_generic_to_shared(x);
-}
-
-/* Starts to copy a vector; zeros where there is none. */
-PK_DEVICE void copy_vector(work *to, const void *from, bool real) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-                 :
-                 : "r"(shared_address(to)), "l"(from), "r"(real ? 16 : 0)
-                 : "memory");
-}
-PK_DEVICE void wait_for_copies() {
-    asm volatile("cp.async.wait_all;" ::: "memory");
-}
-
-/* Four matrices [8, 8]: lane 8 i + j has the address of row j of matrix i, and gets of each the
- * columns 2 t, 2 t + 1 of row g, or of the transposed one. */
-PK_DEVICE void load_matrices(uint32_t *word, const work *row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
-                 : "r"(shared_address(row)));
-}
-PK_DEVICE void load_transposed(uint32_t *word, const work *row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
-                 : "r"(shared_address(row)));
-}
-#endif
-
 /* The rows of n matrices, each made up to whole tiles of keys, to one place after the other. */
 PK_DEVICE void copy_matrices(const Head &h, const Matrix *x, int n) {
     const int row0 = threadIdx.x / (SHORT_DIM / VECTOR);

@@ -120,16 +120,6 @@ PK_DEVICE int lane_quarter() { /* t */
     return threadIdx.x & 3;
 }
 
-#if defined PEFT_BF16 && defined __CUDACC_RTC__
-/* c [16, 8] += a [16, 16] b [16, 8] */
-PK_DEVICE void mma_bf16(float *c, const uint32_t *a, const uint32_t *b) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-#endif
-
 /* A tile of 16 by 16 values, as two C: in [u][2 i + e] row g + 8 i, column 8 u + 2 t + e. */
 typedef struct Tile {
     float at[2][4];

@@ -9,6 +9,11 @@ static const PeftGemm *product_of(const PeftProgram *p, const PeftStep *s) {
     return p->kernel[s->kernel].kind == PEFT_KERNEL_GEMM ? s->desc : NULL;
 }
 
+/* Those through a narrow middle are launched two at a time. */
+static bool may_join(const PeftGemm *g) {
+    return g && !g->ahead && !g->back;
+}
+
 bool batch_leaves_epilogue(const PeftGemm *g) {
     return !g->plain && !g->joined;
 }
@@ -56,7 +61,7 @@ static bool find_touches(const PeftProgram *p, const PeftFunction *f, Touches *t
     size_t room = 1;
     for (int i = 0; i < f->nstep; i++) {
         const PeftJoin *join = peft_join(p, &f->step[i]);
-        room += (size_t)f->step[i].narg + (join ? (size_t)f->step[i - join->back].narg : 0);
+        room += 2 * (size_t)f->step[i].narg + (join ? (size_t)f->step[i - join->back].narg : 0);
     }
     t->touch = peft_alloc(room, sizeof *t->touch, err);
     t->first = peft_alloc((size_t)f->nstep + 1, sizeof *t->first, err);
@@ -66,10 +71,13 @@ static bool find_touches(const PeftProgram *p, const PeftFunction *f, Touches *t
     for (int i = 0; i < f->nstep; i++) {
         const PeftStep *s = &f->step[i];
         const PeftJoin *join = peft_join(p, s);
+        const PeftStep *second = peft_second(p, s);
         t->first[i] = n;
         if (join)
             n += add_touches(p, s - join->back, PEFT_GEMM_C, s[-join->back].narg, t->touch + n);
-        n += add_touches(p, s, 0, peft_own_args(p, s), t->touch + n);
+        n += add_touches(p, s, peft_is_second(p, s) ? PEFT_GEMM_C : 0, peft_own_args(p, s),
+                         t->touch + n);
+        if (second) n += add_touches(p, second, 1, peft_product_args(second), t->touch + n);
         const PeftGemm *g = product_of(p, s);
         t->last[i] = g && batch_leaves_epilogue(g) ? t->first[i] + PEFT_GEMM_C + 1 : n;
     }
@@ -102,7 +110,8 @@ static Batched gather(const PeftProgram *p, const PeftFunction *f, const Touches
     const PeftGemm *g = product_of(p, &f->step[first]);
     for (int j = first + 1; j < f->nstep && j < first + BATCH_REACH && b.n < BATCH_MOST; j++) {
         const PeftGemm *other = product_of(p, &f->step[j]);
-        if (!other || leader[j] != j || !same_form(g, other) || !can_overtake(t, leader, first, j))
+        if (!may_join(other) || leader[j] != j || !same_form(g, other) ||
+            !can_overtake(t, leader, first, j))
             continue;
         leader[j] = first;
         b.step[b.n++] = j;
@@ -184,7 +193,7 @@ bool batches_find(const PeftProgram *p, PeftFn fn, Batches *out, PeftError *err)
     for (int i = 0; ok && i < f->nstep; i++) leader[i] = i;
     for (int i = 0; ok && i < f->nstep; i++) {
         const PeftGemm *g = product_of(p, &f->step[i]);
-        if (!g || leader[i] != i) continue;
+        if (!may_join(g) || leader[i] != i) continue;
         Batched b = gather(p, f, &t, leader, i);
         if (b.n > 1) out->batch[out->n++] = b;
     }

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-extern const char cuda_text[]; /* kernel_cuda.h, attention*.cu, templates.cu */
+extern const char cuda_text[]; /* kernel_cuda.h and the files behind it */
 
 /* ---- parts of the source ---- */
 

@@ -79,6 +79,21 @@ static void queue_close(CudaExec *d) {
 
 /* ---- opening ---- */
 
+/* Narrow products have another way. */
+bool cuda_has_kernel(const Exec *x, const PeftKernel *k) {
+    if (k->launch == PEFT_LAUNCH_NARROW)
+        return x->compute == COMPUTE_BF16 && k->shared <= x->cuda->gpu.shared_bytes;
+    return k->launch != PEFT_LAUNCH_NONE;
+}
+
+/* More memory of a block than every GPU has must be asked for. */
+static bool reserve_shared(const CudaExec *d, const PeftKernel *k, CUfunction f, PeftError *err) {
+    return k->launch != PEFT_LAUNCH_NARROW ||
+           cuda_ok(d->api->cuFuncSetAttribute(f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                                              k->shared),
+                   "reserve a kernel's shared memory", err);
+}
+
 static bool find_kernels(Exec *x, PeftError *err) {
     const PeftProgram *p = x->program;
     CudaExec *d = x->cuda;
@@ -99,10 +114,11 @@ static bool find_kernels(Exec *x, PeftError *err) {
     for (size_t i = 0; ok && i < sizeof fixed / sizeof *fixed; i++)
         ok = cuda_code_function(&d->code, d->api, fixed[i].part, fixed[i].name, fixed[i].to, err);
     for (int i = 0; ok && i < p->nkernel; i++)
-        if (p->kernel[i].launch != PEFT_LAUNCH_NONE)
+        if (cuda_has_kernel(x, &p->kernel[i]))
             ok = cuda_code_function(&d->code, d->api,
                                     cuda_code_part(p->cuda_source, p->kernel[i].name),
-                                    p->kernel[i].name, &d->kernel[i], err);
+                                    p->kernel[i].name, &d->kernel[i], err) &&
+                 reserve_shared(d, &p->kernel[i], d->kernel[i], err);
     return ok;
 }
 

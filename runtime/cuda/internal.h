@@ -95,6 +95,14 @@ bool cuda_send(const Exec *x, PeftFn fn, float scalar[EXEC_SCALARS], PeftError *
  * into the workspace. */
 CudaMatmul cuda_product(const Exec *x, const CudaMembers *m, const int64_t sym[PEFT_SYM_COUNT]);
 
+/* Whether a program's kernel is launched: computing in bf16 and the GPU's memory of a block may
+ * decide it. */
+bool cuda_has_kernel(const Exec *x, const PeftKernel *k);
+
+/* Whether two products through a narrow middle, of which s is the first, are one kernel for a batch
+ * of this size. */
+bool cuda_is_narrow(const Exec *x, const PeftStep *s, const int64_t sym[PEFT_SYM_COUNT]);
+
 /* Settles the algorithms of a function's products for this size of batch (tune.h). To be called at
  * the function's start, when all its temporaries are dead, and before it is launched. */
 bool cuda_tune_function(const Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT],

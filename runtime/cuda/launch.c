@@ -12,7 +12,8 @@ enum {
     FLAT_BLOCK = 256,
     SUM_VALUES = 8,     /* of a thread, at least */
     DEQUANT_VALUES = 8, /* of a thread */
-    VECTOR_BYTES = 16
+    VECTOR_BYTES = 16,
+    NARROW_MOST = 1024 /* rows: each 16 compute their middle once for every part of the columns */
 };
 
 typedef struct Launch { /* parameters of one kernel */
@@ -34,8 +35,8 @@ static void pass_buffers(Launch *l, const Exec *x, void *const *arg, int n) {
 
 /* Where the GPU can, a kernel is set up while the one before it on the stream still runs; all begin
  * with pk_begin, which waits for that one's end. */
-static CUresult put(const Exec *x, CUfunction f, Launch *l, int64_t grid, int64_t grid_y,
-                    int block) {
+static CUresult put(const Exec *x, CUfunction f, Launch *l, int64_t grid, int64_t grid_y, int block,
+                    int shared) {
     const CudaExec *d = x->cuda;
     CUlaunchAttribute overlap = {.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
                                  .value.programmatic = 1};
@@ -45,16 +46,22 @@ static CUresult put(const Exec *x, CUfunction f, Launch *l, int64_t grid, int64_
                              .block_x = (unsigned)block,
                              .block_y = 1,
                              .block_z = 1,
+                             .shared_bytes = (unsigned)shared,
                              .stream = d->current,
                              .attribute = &overlap,
                              .nattribute = d->overlap};
     return d->api->cuLaunchKernelEx(&config, f, l->param, NULL);
 }
 
+static bool launch3(const Exec *x, CUfunction f, Launch *l, int64_t grid, int64_t grid_y, int block,
+                    int shared, PeftError *err) {
+    if (grid < 1 || grid_y < 1) return true;
+    return cuda_ok(put(x, f, l, grid, grid_y, block, shared), "launch a kernel", err);
+}
+
 static bool launch2(const Exec *x, CUfunction f, Launch *l, int64_t grid, int64_t grid_y, int block,
                     PeftError *err) {
-    if (grid < 1 || grid_y < 1) return true;
-    return cuda_ok(put(x, f, l, grid, grid_y, block), "launch a kernel", err);
+    return launch3(x, f, l, grid, grid_y, block, 0, err);
 }
 
 static bool launch(const Exec *x, CUfunction f, Launch *l, int64_t grid, int block,
@@ -176,16 +183,63 @@ bool cuda_prepare(const Exec *x, const CudaMembers *m, const int64_t sym[PEFT_SY
                       err);
 }
 
-/* The product, then what is fused behind it as a kernel over its elements or rows. */
+/* ---- two products through a narrow middle ---- */
+
+bool cuda_is_narrow(const Exec *x, const PeftStep *s, const int64_t sym[PEFT_SYM_COUNT]) {
+    const PeftGemm *g = s->desc;
+    return g->ahead && x->cuda->kernel[g->narrow] && peft_dim(g->m, sym) <= NARROW_MOST;
+}
+
+/* The arguments of the step that is so many ahead: those of a function's steps follow each other.
+ */
+static void *const *args_ahead(const PeftStep *s, void *const *arg, int ahead) {
+    for (int i = 0; i < ahead; i++) arg += s[i].narg;
+    return arg;
+}
+
+/* The first product with its epilogue and the second one, in one kernel. */
+static bool run_narrow(const Exec *x, const PeftStep *s, void *const *arg, const int64_t *sym,
+                       PeftError *err) {
+    const PeftGemm *first = s->desc, *second = s[first->ahead].desc;
+    const PeftKernel *k = &x->program->kernel[first->narrow];
+    void *const *to = args_ahead(s, arg, first->ahead);
+    void *const operand[] = {to[1], to[PEFT_GEMM_C],
+                             second->addend >= 0 ? to[second->addend] : NULL,
+                             second->bias >= 0 ? to[second->bias] : NULL};
+    int64_t rows = s->rows;
+    int launched = (int)peft_dim(rows, sym);
+    Launch l = {.n = 0};
+    if (s->narg + 7 + k->nsite > MAX_PARAMS)
+        return peft_fail(err, "%s has more than %d parameters", k->name, MAX_PARAMS);
+    pass_buffers(&l, x, arg, s->narg);
+    pass_buffers(&l, x, operand, 4);
+    pass(&l, &launched);
+    pass(&l, &x->cuda->sym);
+    pass(&l, &rows);
+    for (int i = 0; i < k->nsite; i++) pass(&l, (void *)&k->site[i]);
+    return launch3(x, x->cuda->kernel[first->narrow], &l, ceil_div(launched, PEFT_NARROW_ROWS),
+                   k->parts, k->block, k->shared, err);
+}
+
+/* The library's, behind the first one's epilogue and with its workspace. */
+static bool run_second(const Exec *x, const CudaMembers *m, const int64_t *sym, PeftError *err) {
+    int ahead = ((const PeftGemm *)m->step->desc)->ahead;
+    CudaMatmul product =
+        product_of(x, m->step + ahead, args_ahead(m->step, m->arg[0], ahead), m->workspace[0], sym);
+    return cuda_gemm_run(x->cuda->gemm, &product, x->cuda->current, err);
+}
+
+/* The product, or a batch, then what is fused behind it as a kernel over its elements or rows. */
 static bool run_gemm(const Exec *x, const CudaMembers *m, const int64_t *sym, PeftError *err) {
     const PeftGemm *g = m->step->desc;
-    CudaExec *d = x->cuda;
-    if (m->part != ORDER_EPILOGUE) {
+    if (cuda_is_narrow(x, m->step, sym)) return run_narrow(x, m->step, m->arg[0], sym, err);
+    if (m->part != ORDER_EPILOGUE && !g->back) {
         CudaMatmul product = cuda_product(x, m, sym);
-        if (!cuda_gemm_run(d->gemm, &product, d->current, err)) return false;
+        if (!cuda_gemm_run(x->cuda->gemm, &product, x->cuda->current, err)) return false;
     }
-    return m->part == ORDER_PRODUCTS || !batch_leaves_epilogue(g) ||
-           run_generated(x, m->step, m->arg, 1, sym, err);
+    if (m->part == ORDER_PRODUCTS) return true;
+    if (batch_leaves_epilogue(g) && !run_generated(x, m->step, m->arg, 1, sym, err)) return false;
+    return !g->ahead || run_second(x, m, sym, err);
 }
 
 static bool run_attention(const Exec *x, const PeftStep *s, void *const *arg, const int64_t *sym,
@@ -248,7 +302,7 @@ bool cuda_receive(const Exec *x, const void *inputs, CUdeviceptr to, size_t byte
     pass(&l, &sym);
     pass(&l, &d->sym);
     pass(&l, &symbols);
-    return cuda_function_ended(put(x, d->receive, &l, 1 + vectors / FLAT_BLOCK, 1, FLAT_BLOCK),
+    return cuda_function_ended(put(x, d->receive, &l, 1 + vectors / FLAT_BLOCK, 1, FLAT_BLOCK, 0),
                                err);
 }
 
@@ -258,7 +312,7 @@ bool cuda_send(const Exec *x, PeftFn fn, float scalar[EXEC_SCALARS], PeftError *
     d->current = d->stream;
     pass_buffers(&l, x, (void *const *)x->scalar[fn], EXEC_SCALARS);
     pass(&l, &scalar);
-    return cuda_function_ended(put(x, d->send, &l, 1, 1, 32), err);
+    return cuda_function_ended(put(x, d->send, &l, 1, 1, 32, 0), err);
 }
 
 bool cuda_step(const Exec *x, const CudaMembers *m, const int64_t sym[PEFT_SYM_COUNT],

@@ -190,9 +190,12 @@ static OrderStep step_ranges(Ranges *r, const PeftStep *s) {
     OrderStep out = {.range = &r->range[r->n]};
     int before = r->n;
     const PeftJoin *join = peft_join(r->program, s);
+    const PeftStep *second = peft_second(r->program, s);
+    bool done = peft_is_second(r->program, s);
     if (join) add_buffers(r, s - join->back, PEFT_GEMM_C, s[-join->back].narg);
-    add_buffers(r, s, 0, peft_own_args(r->program, s));
-    add_buffer(r, s->workspace, true);
+    add_buffers(r, s, done ? PEFT_GEMM_C : 0, peft_own_args(r->program, s));
+    if (second) add_buffers(r, second, 1, peft_product_args(second));
+    if (!done) add_buffer(r, s->workspace, true);
     add_counters(r, kind, s->kernel);
     out.n = r->n - before;
     return out;

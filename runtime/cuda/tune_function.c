@@ -5,14 +5,22 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What the function launches as products, batches among them; `product` has room for all. */
-static int list_products(const Exec *x, PeftFn fn, const int64_t *sym, CudaMatmul *product) {
+/* Whether the library computes step s for batches of this size. */
+static bool in_library(const Exec *x, const PeftStep *s, const int64_t *real) {
+    if (x->program->kernel[s->kernel].kind != PEFT_KERNEL_GEMM) return false;
+    const PeftGemm *g = s->desc;
+    return !cuda_is_narrow(x, s - g->back, real);
+}
+
+/* What the function launches as products for a batch of the real size, batches of products among
+ * them, at the size sym; `product` has room for all. */
+static int list_products(const Exec *x, PeftFn fn, const int64_t *real, const int64_t *sym,
+                         CudaMatmul *product) {
     const Order *o = &x->cuda->order[fn].order;
     int n = 0;
     for (int i = 0; i < o->nstep; i++) {
         CudaMembers m = cuda_members(x, fn, i);
-        if (x->program->kernel[m.step->kernel].kind == PEFT_KERNEL_GEMM &&
-            (m.part == ORDER_WHOLE || m.part == ORDER_PRODUCTS))
+        if ((m.part == ORDER_WHOLE || m.part == ORDER_PRODUCTS) && in_library(x, m.step, real))
             product[n++] = cuda_product(x, &m, sym);
     }
     return n;
@@ -28,8 +36,8 @@ bool cuda_tune_function(const Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COU
     for (int s = PEFT_SYM_T; s <= PEFT_SYM_M; s++) rounded[s] = cuda_tune_size(sym[s]);
     CudaMatmul *product = peft_alloc(2 * room, sizeof *product, err);
     if (!product) return false;
-    int n = list_products(x, fn, sym, product);
-    list_products(x, fn, rounded, product + n);
+    int n = list_products(x, fn, sym, sym, product);
+    list_products(x, fn, sym, rounded, product + n);
     CudaRange dead = {d->arena + (CUdeviceptr)x->plan.persistent,
                       (size_t)(x->plan.peak - x->plan.persistent)};
     bool ok = cuda_tune_products(d->tuner, product, product + n, n, dead, d->stream, err);

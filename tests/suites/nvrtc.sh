@@ -20,5 +20,5 @@ compile() { # SM FILE...
     case $rc in 0|1|77) ;; *) echo "FAIL sm_$1: $(tail -3 "$sources/log" | tr '\n' ' ')" ;; esac
 }
 compile 80 "$sources"/*.cu
-# Generated text does not depend on the architecture: two programs will do.
-compile 90 "$sources"/{full_ft,qlora_r16}.cu
+# Generated text hardly depends on the architecture: programs of every kind of kernel will do.
+compile 90 "$sources"/{full_ft,qlora_r16,adapters}.cu

@@ -376,6 +376,12 @@ struct __attribute__((may_alias, aligned(8))) uint2 {
 static inline uint2 make_uint2(uint32_t x, uint32_t y) {
     return {x, y};
 }
+struct __attribute__((may_alias, aligned(8))) float2 {
+    float x, y;
+};
+static inline float2 make_float2(float x, float y) {
+    return {x, y};
+}
 struct float4 {
     float x, y, z, w;
 };

@@ -6,6 +6,8 @@
 
 #include "scratch.h"
 
+#include "bf16.h"
+
 #include <dlfcn.h>
 #include <math.h>
 
@@ -20,19 +22,6 @@
 #endif
 
 enum { FORWARD, REVERSE, SHUFFLED }; /* as in cuda_emulator.h */
-
-static uint16_t to_bf16(float x) {
-    uint32_t u;
-    memcpy(&u, &x, sizeof u);
-    return (uint16_t)((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
-}
-
-static float from_bf16(uint16_t bits) {
-    uint32_t u = (uint32_t)bits << 16;
-    float x;
-    memcpy(&x, &u, sizeof x);
-    return x;
-}
 
 typedef struct Built {
     Sources *sources;

@@ -72,11 +72,17 @@ static int epilogue_touches(const Compiled *m, const PeftStep *product, Touch *o
     return n;
 }
 
+/* Of two products through a narrow middle the second is multiplied where the first is, without a
+ * workspace of its own; what is left of it is its epilogue. */
+static const PeftGemm *gemm_of(const Compiled *m, const PeftStep *s) {
+    return m->program->table.kernel[s->kernel].kind == PEFT_KERNEL_GEMM ? s->desc : NULL;
+}
+
 /* Of a step: all of it, or a product and the kernel behind it, which may be launched apart. */
 typedef enum Part { WHOLE, PRODUCT, EPILOGUE } Part;
 
 static bool is_gemm(const Compiled *m, const PeftStep *s) {
-    return m->program->table.kernel[s->kernel].kind == PEFT_KERNEL_GEMM;
+    return gemm_of(m, s) != NULL;
 }
 
 static bool has_epilogue(const Compiled *m, const PeftStep *s) {
@@ -85,11 +91,17 @@ static bool has_epilogue(const Compiled *m, const PeftStep *s) {
 }
 
 static int own_touches(const Compiled *m, const PeftStep *s, Part part, Touch *out) {
-    bool product = part == PRODUCT || (is_gemm(m, s) && ((const PeftGemm *)s->desc)->joined);
+    const PeftGemm *g = gemm_of(m, s);
+    bool product = part == PRODUCT || (g && g->joined), multiplied = g && g->back;
     int n = 0;
     assert_true(2 * s->narg < MOST_TOUCHED);
-    for (int k = part == EPILOGUE ? 2 : 0; k < s->narg; k++)
+    for (int k = part == EPILOGUE || multiplied ? 2 : 0; k < s->narg; k++)
         if (!product || k <= 2) out[n++] = touch_of(m, s, k);
+    for (int k = 1; g && g->ahead; k++) { /* the second's operands and result */
+        const PeftGemm *second = s[g->ahead].desc;
+        if (k > 2 && (!second->plain || k == s[g->ahead].narg)) break;
+        out[n++] = touch_of(m, s + g->ahead, k);
+    }
     return n;
 }
 
@@ -136,10 +148,12 @@ static int check_joins(const Compiled *m) {
     return joins;
 }
 
-/* Kernels that launch l of a function consists of. */
+/* Kernels that launch l of a function consists of. Two products through a narrow middle are one. */
 static int launch_kernels(const Compiled *m, const Order *o, int l) {
     const PeftStep *s = &m->program->table.fn[PEFT_FN_TRAIN].step[o->member[o->first_member[l]]];
-    return 1 + (o->part[l] == ORDER_WHOLE && has_epilogue(m, s));
+    const PeftGemm *g = gemm_of(m, s);
+    if (!g || o->part[l] != ORDER_WHOLE) return 1;
+    return !g->back + (has_epilogue(m, s) && !g->ahead);
 }
 
 /* Kernels that are launched, and those of the longest chain. */
@@ -157,6 +171,40 @@ static int count_kernels(const Compiled *m, const Order *o, const bool *before, 
     }
     free(depth);
     return all;
+}
+
+/* All that the second of two products through a narrow middle reads is there before the first, and
+ * its result lives from then on, over nothing that the first reads. */
+static int check_pairs(const Compiled *m) {
+    const PeftProgram *p = &m->program->table;
+    const PeftFunction *f = &p->fn[PEFT_FN_TRAIN];
+    int pairs = 0;
+    for (int i = 0; i < f->nstep; i++) {
+        const PeftStep *s = &f->step[i], *second = peft_second(p, s);
+        if (!second) continue;
+        const PeftGemm *g = second->desc;
+        Touch result = touch_of(m, second, 2), other[MOST_TOUCHED];
+        assert_true(second > s && second < f->step + f->nstep && second - g->back == s);
+        assert_int_equal(p->kernel[((const PeftGemm *)s->desc)->narrow].launch, PEFT_LAUNCH_NARROW);
+        for (int k = 0; k <= s->narg; k++) {
+            other[0] = touch_of(m, s, k);
+            assert_false(touches_conflict(&result, 1, other, 1));
+        }
+        for (const PeftStep *k = s; k < second; k++) {
+            int n = 0;
+            for (int a = k->nread; a < k->narg; a++) other[n++] = touch_of(m, k, a);
+            if (k != s && p->kernel[k->kernel].kind == PEFT_KERNEL_GEMM)
+                other[n++] = touch_of(m, k, 2);
+            if (k != s && k->workspace != (int32_t)PEFT_REF_NONE)
+                other[n++] = touch_of(m, k, k->narg);
+            for (int a = 1; a < (g->plain ? second->narg : 3); a++) {
+                Touch read = touch_of(m, second, a);
+                assert_false(touches_conflict(&read, 1, other, n));
+            }
+        }
+        pairs++;
+    }
+    return pairs;
 }
 
 static bool share_counters(const Compiled *m, const PeftStep *a, const PeftStep *b) {
@@ -297,7 +345,8 @@ static Launched launched_part(const Compiled *m, const Place *place, int i, Part
     const PeftStep *step = m->program->table.fn[PEFT_FN_TRAIN].step;
     Launched p = {.launch = part == EPILOGUE ? place[i].epilogue : place[i].product};
     p.n = touches(m, &step[i], part, p.touch);
-    if (part != EPILOGUE && place[i].workspace == i) {
+    const PeftGemm *g = gemm_of(m, &step[i]);
+    if (part != EPILOGUE && place[i].workspace == i && !(g && g->back)) {
         p.touch[p.n] = touch_of(m, &step[i], step[i].narg);
         p.touch[p.n++].written = true;
     }
@@ -339,6 +388,7 @@ static int check_program(const char *path, double most, bool skip_join) {
     check_slack(&m);
     int joins = check_joins(&m);
     assert_int_equal(joins == 0, skip_join);
+    assert_int_equal(check_pairs(&m) > 0, !skip_join && strstr(path, "adapters"));
     Order o = program_order(&m, CUDA_STREAMS), free_order = program_order(&m, f->nstep);
     bool *before = all_pairs(&o, -1);
     Place *place = launches(&m, &o);
