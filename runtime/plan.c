@@ -335,6 +335,7 @@ static void join_operands(const PeftProgram *p, PeftFn fn, const Batched *b, int
             if (temp[j] == temp[i]) return;
     }
     PlanItem *all = &item[temp[0]];
+    if (all->bytes > INT64_MAX / (2 * BATCH_MOST)) return; /* too much anyway: not added up */
     for (int i = 0; i < b->n; i++) {
         const PlanItem *one = &item[temp[i]];
         if (one->first < all->first) all->first = one->first;

@@ -85,9 +85,9 @@ static bool find_touches(const PeftProgram *p, const PeftFunction *f, Touches *t
     return true;
 }
 
-/* Of step a, or of its product alone, with step b's product. */
-static bool conflict(const Touches *t, int a, bool product, int b) {
-    for (int i = t->first[a]; i < (product ? t->last[a] : t->first[a + 1]); i++)
+/* Of what step a touches from its argument `from` on, with step b's product. */
+static bool conflict(const Touches *t, int a, int from, int b) {
+    for (int i = t->first[a] + from; i < t->first[a + 1]; i++)
         for (int k = t->first[b]; k < t->last[b]; k++)
             if (t->touch[i].ref == t->touch[k].ref && (t->touch[i].written || t->touch[k].written))
                 return true;
@@ -97,10 +97,13 @@ static bool conflict(const Touches *t, int a, bool product, int b) {
 /* ---- batches ---- */
 
 /* Whether step j can run where the batch's first step stands. leader: by step, that of its batch,
- * or the step itself; what belongs to an earlier batch runs before. */
+ * or the step itself; of what belongs to an earlier batch only an epilogue runs behind it. */
 static bool can_overtake(const Touches *t, const int32_t *leader, int first, int j) {
-    for (int i = first; i < j; i++)
-        if (leader[i] >= first && conflict(t, i, leader[i] == first, j)) return false;
+    for (int i = first; i < j; i++) {
+        bool ran = leader[i] < first;
+        if (ran && t->last[i] == t->first[i + 1]) continue;
+        if (conflict(t, i, ran ? PEFT_GEMM_C : 0, j)) return false;
+    }
     return true;
 }
 

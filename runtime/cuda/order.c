@@ -226,9 +226,8 @@ static int64_t operand_at(const Ranges *r, int32_t step, int k) {
                : -1;
 }
 
-enum {
-    BATCH_ALIGN = 16
-}; /* bytes between the operands of a batch: as of the operands themselves */
+/* Bytes that the distances between a batch's operands are multiples of. */
+enum { BATCH_ALIGN = 16 };
 
 /* Whether the steps' operands lie at equal distances, and forward. */
 static bool in_step(const Ranges *r, const int32_t *step, int n) {
@@ -259,17 +258,31 @@ static OrderStep epilogue_touches(const OrderStep *step, int32_t j) {
     return (OrderStep){step[j].range + PEFT_GEMM_C, step[j].n - PEFT_GEMM_C - 1};
 }
 
-/* Whether the steps may all run where the first one in the program stands. taken: by step, that it
- * runs before already. */
-static bool can_overtake(const OrderStep *step, const bool *taken, int32_t first,
+static bool leaves_epilogue(const Ranges *r, int32_t step) {
+    const PeftStep *s = &r->program->fn[r->fn].step[step];
+    return r->program->kernel[s->kernel].kind == PEFT_KERNEL_GEMM && batch_leaves_epilogue(s->desc);
+}
+
+/* Whether a product that touches this may run before what stands at step i: all of that, or what is
+ * left there of a step whose product has moved away. */
+static bool may_pass(const Ranges *r, const OrderStep *step, int32_t i, bool moved,
+                     const OrderStep *touches) {
+    if (!moved) return !conflict(touches, &step[i]);
+    if (!leaves_epilogue(r, i)) return true;
+    OrderStep left = epilogue_touches(step, i);
+    return !conflict(touches, &left);
+}
+
+/* Whether the steps may all run where the first one in the program stands. taken: by step, that its
+ * product runs before already. */
+static bool can_overtake(const Ranges *r, const OrderStep *step, const bool *taken, int32_t first,
                          const int32_t *member, const OrderStep *touches, int n) {
     for (int m = 0; m < n; m++)
         for (int i = first; i < member[m]; i++) {
             int with = 0;
             while (with < n && member[with] != i) with++;
-            if ((with < n || !taken[i]) &&
-                conflict(&touches[m], with < n ? &touches[with] : &step[i]))
-                return false;
+            if (with < n && conflict(&touches[m], &touches[with])) return false;
+            if (!may_pass(r, step, i, with < n || taken[i], &touches[m])) return false;
         }
     return true;
 }
@@ -279,7 +292,7 @@ static bool try_members(Ranges *r, const OrderStep *step, bool *taken, int32_t f
     OrderStep touches[BATCH_MOST];
     int before = r->n;
     for (int m = 0; m < n; m++) touches[m] = member_touches(r, step, first, member[m]);
-    if (!in_step(r, member, n) || !can_overtake(step, taken, first, member, touches, n)) {
+    if (!in_step(r, member, n) || !can_overtake(r, step, taken, first, member, touches, n)) {
         r->n = before;
         return false;
     }
@@ -302,11 +315,6 @@ static void make_batch(Ranges *r, const OrderStep *step, bool *taken, const Batc
                 try_members(r, step, taken, b->first, pair, 2, item))
                 return;
         }
-}
-
-static bool leaves_epilogue(const Ranges *r, int32_t step) {
-    const PeftStep *s = &r->program->fn[r->fn].step[step];
-    return r->program->kernel[s->kernel].kind == PEFT_KERNEL_GEMM && batch_leaves_epilogue(s->desc);
 }
 
 /* The steps of the program, those of a batch in the place of its first one. */
