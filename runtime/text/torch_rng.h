@@ -1,6 +1,7 @@
 /* torch's CPU generator, for what must be the same numbers as there: the order in which a data
- * loader visits the rows. (Everything else random in a run is counter-based.) 32-bit Mersenne twister MT19937 of Matsumoto and Nishimura,
- * seeded as torch.Generator().manual_seed(seed) does: with the seed's low 32 bits. */
+ * loader visits the rows. (Everything else random in a run is counter-based.) 32-bit Mersenne
+ * twister MT19937 of Matsumoto and Nishimura, seeded as torch.Generator().manual_seed(seed) does:
+ * with the seed's low 32 bits. */
 #ifndef PEFT_TORCH_RNG_H
 #define PEFT_TORCH_RNG_H
 
