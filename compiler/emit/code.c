@@ -214,17 +214,24 @@ static void list_sites(Graph *g, const Kernel *k, CodeEntry *entry) {
     entry->site = site;
 }
 
+/* The code that has this key, for one step more; -1: none. */
+static int32_t known_code(Program *p, const char *key, uint64_t hash) {
+    for (int32_t i = 0; i < p->ncode; i++) {
+        if (p->code[i].hash != hash || strcmp(p->code[i].key, key) != 0) continue;
+        p->code[i].steps++;
+        return i;
+    }
+    return -1;
+}
+
 int32_t code_find(Graph *g, Program *p, const Kernel *k, const Args *args, const char *where,
                   CodeEntry *entry) {
     k = compact_kernel(g, k);
     list_sites(g, k, entry);
     const char *key = make_key(g, k, args);
     uint64_t hash = hash_text(key);
-    for (int32_t i = 0; i < p->ncode; i++) {
-        if (p->code[i].hash != hash || strcmp(p->code[i].key, key) != 0) continue;
-        p->code[i].steps++;
-        return i;
-    }
+    int32_t known = known_code(p, key, hash);
+    if (known >= 0) return known;
     Code *c = &p->code[p->ncode];
     *c = (Code){.kernel = k, .where = where, .hash = hash, .key = key, .steps = 1};
     c->storage = args->storage;
@@ -259,16 +266,14 @@ static char *make_narrow_key(Graph *g, const Program *p, const CodeNarrow *n) {
 int32_t code_find_narrow(Graph *g, Program *p, const CodeNarrow *narrow, const char *where) {
     const char *key = make_narrow_key(g, p, narrow);
     const Code *epilogue = narrow->epilogue;
-    for (int32_t i = 0; i < p->ncode; i++) {
-        if (strcmp(p->code[i].key, key) != 0) continue;
-        p->code[i].steps++;
-        return i;
-    }
+    uint64_t hash = hash_text(key);
+    int32_t known = known_code(p, key, hash);
+    if (known >= 0) return known;
     p->code[p->ncode] = (Code){.kernel = epilogue->kernel,
                                .where = where,
                                .storage = epilogue->storage,
                                .vector = epilogue->vector,
-                               .hash = hash_text(key),
+                               .hash = hash,
                                .key = key,
                                .steps = 1,
                                .narrow = narrow};
@@ -281,15 +286,13 @@ int32_t code_find_narrow(Graph *g, Program *p, const CodeNarrow *narrow, const c
 int32_t code_find_join(Graph *g, Program *p, const CodeJoin *join, const char *where) {
     const char *key = make_join_key(g, p, join);
     const Code *rows = join->rows;
-    for (int32_t i = 0; i < p->ncode; i++) {
-        if (strcmp(p->code[i].key, key) != 0) continue;
-        p->code[i].steps++;
-        return i;
-    }
+    uint64_t hash = hash_text(key);
+    int32_t known = known_code(p, key, hash);
+    if (known >= 0) return known;
     p->code[p->ncode] = (Code){.kernel = rows->kernel,
                                .where = where,
                                .storage = rows->storage,
-                               .hash = hash_text(key),
+                               .hash = hash,
                                .key = key,
                                .steps = 1,
                                .join = join};

@@ -147,7 +147,7 @@ static int32_t kernel_index(Builder *b, const Kernel *k, const Args *args, const
 static void mark_launched(Builder *b, int32_t kernel) {
     Code *c = &b->out->code[b->out->entry[kernel].code];
     c->launched = true;
-    b->kernel[kernel].launch = cuda_launch(c->kernel);
+    b->kernel[kernel].launch = c->narrow ? PEFT_LAUNCH_NARROW : cuda_launch(c->kernel);
     b->kernel[kernel].block = cuda_block(c);
     b->kernel[kernel].vector = (uint8_t)c->vector;
 }
@@ -181,15 +181,10 @@ static const PeftGemm *build_narrow(Builder *b, const PeftStep *step, int32_t i,
     CodeNarrow *narrow = describe_narrow(b->g, b->fn, b->schedule, first, second, i);
     narrow->epilogue = &b->out->code[entry.code];
     entry.code = code_find_narrow(b->g, b->out, narrow, step[i].where);
-    const Code *code = &b->out->code[entry.code];
-    first->narrow = entry_index(b, PEFT_KERNEL_MAP, entry, code->name);
-    PeftKernel *k = &b->kernel[first->narrow];
-    b->out->code[entry.code].launched = true;
-    k->launch = PEFT_LAUNCH_NARROW;
-    k->block = cuda_block(code);
-    k->vector = (uint8_t)code->vector;
-    k->parts = narrow->n / narrow->columns;
-    k->shared = narrow->shared;
+    first->narrow = entry_index(b, PEFT_KERNEL_MAP, entry, b->out->code[entry.code].name);
+    mark_launched(b, first->narrow);
+    b->kernel[first->narrow].parts = narrow->n / narrow->columns;
+    b->kernel[first->narrow].shared = narrow->shared;
     return first;
 }
 

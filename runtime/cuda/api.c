@@ -220,39 +220,37 @@ static bool open_cublaslt(CudaApi *api, PeftError *err) {
 
 /* ---- opening ---- */
 
-bool cuda_api_open(CudaApi **out, PeftError *err) {
+static bool open_part(CudaApi **out, bool (*open)(CudaApi *, PeftError *), PeftError *err) {
     CudaApi *api = *out = peft_zalloc(1, sizeof *api, err);
     if (!api) return false;
-    if (open_driver(api, err) && open_cublaslt(api, err)) return true;
+    if (open(api, err)) return true;
     cuda_api_close(api);
     *out = NULL;
     return false;
+}
+
+static bool open_all(CudaApi *api, PeftError *err) {
+    return open_driver(api, err) && open_cublaslt(api, err);
+}
+
+bool cuda_api_open(CudaApi **out, PeftError *err) {
+    return open_part(out, open_all, err);
+}
+
+bool cuda_api_open_driver(CudaApi **out, PeftError *err) {
+    return open_part(out, open_driver, err);
+}
+
+bool cuda_api_open_compiler(CudaApi **out, PeftError *err) {
+    return open_part(out, open_nvrtc, err);
 }
 
 bool cuda_api_need_products(CudaApi *api, PeftError *err) {
     return api->cublaslt_version || open_cublaslt(api, err);
 }
 
-bool cuda_api_open_driver(CudaApi **out, PeftError *err) {
-    CudaApi *api = *out = peft_zalloc(1, sizeof *api, err);
-    if (!api) return false;
-    if (open_driver(api, err)) return true;
-    cuda_api_close(api);
-    *out = NULL;
-    return false;
-}
-
 bool cuda_api_need_compiler(CudaApi *api, PeftError *err) {
     return api->nvrtc_major || open_nvrtc(api, err);
-}
-
-bool cuda_api_open_compiler(CudaApi **out, PeftError *err) {
-    CudaApi *api = *out = peft_zalloc(1, sizeof *api, err);
-    if (!api) return false;
-    if (open_nvrtc(api, err)) return true;
-    cuda_api_close(api);
-    *out = NULL;
-    return false;
 }
 
 void cuda_api_close(CudaApi *api) {

@@ -124,6 +124,20 @@ static cudaDataType data_type(CudaGemmType t) {
     return t == CUDA_GEMM_F32 ? CUDA_R_32F : CUDA_R_16BF;
 }
 
+static bool set_desc(const CudaApi *api, cublasLtMatmulDesc_t desc,
+                     cublasLtMatmulDescAttributes_t attribute, const void *value, size_t size,
+                     PeftError *err) {
+    return blas_ok(api, api->cublasLtMatmulDescSetAttribute(desc, attribute, value, size),
+                   "cublasLtMatmulDescSetAttribute", err);
+}
+
+static bool set_layout(const CudaApi *api, cublasLtMatrixLayout_t layout,
+                       cublasLtMatrixLayoutAttribute_t attribute, const void *value, size_t size,
+                       PeftError *err) {
+    return blas_ok(api, api->cublasLtMatrixLayoutSetAttribute(layout, attribute, value, size),
+                   "cublasLtMatrixLayoutSetAttribute", err);
+}
+
 /* Of a row-major matrix stored as rows x columns: the column-major view of the same memory. */
 static bool make_layout(const CudaApi *api, cublasLtMatrixLayout_t *layout, CudaGemmType type,
                         int64_t rows, int64_t columns, int64_t ld, int32_t batch, PeftError *err) {
@@ -131,11 +145,8 @@ static bool make_layout(const CudaApi *api, cublasLtMatrixLayout_t *layout, Cuda
                    api->cublasLtMatrixLayoutCreate(layout, data_type(type), (uint64_t)columns,
                                                    (uint64_t)rows, ld),
                    "cublasLtMatrixLayoutCreate", err) &&
-           (batch == 1 ||
-            blas_ok(api,
-                    api->cublasLtMatrixLayoutSetAttribute(
-                        *layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch, sizeof batch),
-                    "cublasLtMatrixLayoutSetAttribute", err));
+           (batch == 1 || set_layout(api, *layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch,
+                                     sizeof batch, err));
 }
 
 /* Strides are set for each launch: they are not part of a shape. */
@@ -151,34 +162,22 @@ static bool set_strides(const CudaApi *api, const CudaGemmPlan *p, const CudaMat
     bool ok = true;
     if (p->shape.batch == 1) return true;
     for (size_t i = 0; ok && i < sizeof set / sizeof *set; i++)
-        ok = blas_ok(api,
-                     api->cublasLtMatrixLayoutSetAttribute(
-                         set[i].layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &set[i].stride,
-                         sizeof set[i].stride),
-                     "cublasLtMatrixLayoutSetAttribute", err);
-    return ok && (!x->bias || blas_ok(api,
-                                      api->cublasLtMatmulDescSetAttribute(
-                                          p->desc, CUBLASLT_MATMUL_DESC_BIAS_BATCH_STRIDE,
-                                          &x->stride_bias, sizeof x->stride_bias),
-                                      "cublasLtMatmulDescSetAttribute", err));
+        ok = set_layout(api, set[i].layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+                        &set[i].stride, sizeof set[i].stride, err);
+    return ok && (!x->bias || set_desc(api, p->desc, CUBLASLT_MATMUL_DESC_BIAS_BATCH_STRIDE,
+                                       &x->stride_bias, sizeof x->stride_bias, err));
 }
 
 /* cuBLASLt's rows are our columns: a bias has a value for each. */
 static bool set_epilogue(const CudaApi *api, CudaGemmPlan *p, PeftError *err) {
     uint32_t epilogue = CUBLASLT_EPILOGUE_BIAS;
     return !p->shape.bias ||
-           blas_ok(api,
-                   api->cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE,
-                                                       &epilogue, sizeof epilogue),
-                   "cublasLtMatmulDescSetAttribute", err);
+           set_desc(api, p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue, err);
 }
 
 static bool set_bias(const CudaApi *api, const CudaGemmPlan *p, CUdeviceptr bias, PeftError *err) {
     const void *at = (const void *)(uintptr_t)bias;
-    return !bias || blas_ok(api,
-                            api->cublasLtMatmulDescSetAttribute(
-                                p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &at, sizeof at),
-                            "cublasLtMatmulDescSetAttribute", err);
+    return !bias || set_desc(api, p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &at, sizeof at, err);
 }
 
 static bool describe(const CudaApi *api, CudaGemmPlan *p, PeftError *err) {
@@ -187,14 +186,8 @@ static bool describe(const CudaApi *api, CudaGemmPlan *p, PeftError *err) {
     int32_t op_second = s->trans_a ? CUBLAS_OP_T : CUBLAS_OP_N;
     return blas_ok(api, api->cublasLtMatmulDescCreate(&p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F),
                    "cublasLtMatmulDescCreate", err) &&
-           blas_ok(api,
-                   api->cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_TRANSA,
-                                                       &op_first, sizeof op_first),
-                   "cublasLtMatmulDescSetAttribute", err) &&
-           blas_ok(api,
-                   api->cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_TRANSB,
-                                                       &op_second, sizeof op_second),
-                   "cublasLtMatmulDescSetAttribute", err) &&
+           set_desc(api, p->desc, CUBLASLT_MATMUL_DESC_TRANSA, &op_first, sizeof op_first, err) &&
+           set_desc(api, p->desc, CUBLASLT_MATMUL_DESC_TRANSB, &op_second, sizeof op_second, err) &&
            set_epilogue(api, p, err) && set_bias(api, p, p->shape.bias, err) &&
            make_layout(api, &p->first, s->in, s->trans_b ? s->n : s->k,
                        stored_columns(s->trans_b, s->k, s->n), s->ldb, s->batch, err) &&
