@@ -243,13 +243,13 @@ static double argument_bytes(const PeftProgram *p, PeftFn fn, const PeftStep *s,
 static double step_bytes(const Exec *x, PeftFn fn, const PeftStep *s, const int64_t *sym) {
     const PeftProgram *p = x->program;
     if (x->device != DEVICE_CUDA) return argument_bytes(p, fn, s, 0, s->narg, sym);
-    const PeftJoin *join = peft_join(p, s);
-    const PeftStep *product = join ? s - join->back : s, *second = peft_second(p, s);
+    PeftSpan span[PEFT_SPANS];
+    double bytes = 0;
     if (peft_is_second(p, s) && peft_own_args(p, s) == peft_product_args(s)) return 0;
-    return (join ? argument_bytes(p, fn, product, PEFT_GEMM_C, product->narg, sym) : 0) +
-           (second ? argument_bytes(p, fn, second, 1, peft_product_args(second), sym) : 0) +
-           argument_bytes(p, fn, s, peft_is_second(p, s) ? PEFT_GEMM_C : 0, peft_own_args(p, s),
-                          sym);
+    peft_spans(p, s, span);
+    for (int i = 0; i < PEFT_SPANS; i++)
+        bytes += argument_bytes(p, fn, span[i].step, span[i].begin, span[i].end, sym);
+    return bytes;
 }
 
 static double product_flop(const PeftStep *s, const int64_t *sym) {

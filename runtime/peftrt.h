@@ -348,6 +348,25 @@ static inline bool peft_is_second(const PeftProgram *p, const PeftStep *s) {
     return p->kernel[s->kernel].kind == PEFT_KERNEL_GEMM && ((const PeftGemm *)s->desc)->back;
 }
 
+/* Arguments of a step, those before `end`. */
+typedef struct PeftSpan {
+    const PeftStep *step;
+    int32_t begin, end;
+} PeftSpan;
+
+/* What a GPU reads and writes where it launches step s: the epilogue that the step's kernel computes
+ * of an earlier product, then its own arguments, then the second product's of two; each may be
+ * empty. */
+enum { PEFT_SPANS = 3 };
+static inline void peft_spans(const PeftProgram *p, const PeftStep *s, PeftSpan span[PEFT_SPANS]) {
+    const PeftJoin *join = peft_join(p, s);
+    const PeftStep *product = join ? s - join->back : s, *second = peft_second(p, s);
+    if (!second) second = s;
+    span[0] = (PeftSpan){product, PEFT_GEMM_C, join ? product->narg : PEFT_GEMM_C};
+    span[1] = (PeftSpan){s, peft_is_second(p, s) ? PEFT_GEMM_C : 0, peft_own_args(p, s)};
+    span[2] = (PeftSpan){second, 1, second != s ? peft_product_args(second) : 1};
+}
+
 /* The entry point of every compiled program. */
 int peft_main(const PeftProgram *program, int argc, char **argv);
 

@@ -48,9 +48,10 @@ typedef struct Touches {
     int32_t *last;  /* by step: behind what it touches, of a product without its epilogue */
 } Touches;
 
-static int32_t add_touches(const PeftProgram *p, const PeftStep *s, int from, int to, Touch *out) {
+static int32_t add_touches(const PeftProgram *p, PeftSpan span, Touch *out) {
+    const PeftStep *s = span.step;
     int32_t n = 0;
-    for (int i = from; i < to; i++) {
+    for (int i = span.begin; i < span.end; i++) {
         bool c = product_of(p, s) && i == PEFT_GEMM_C;
         if (s->arg[i] != PEFT_REF_NONE) out[n++] = (Touch){s->arg[i], c || i >= s->nread};
     }
@@ -58,10 +59,11 @@ static int32_t add_touches(const PeftProgram *p, const PeftStep *s, int from, in
 }
 
 static bool find_touches(const PeftProgram *p, const PeftFunction *f, Touches *t, PeftError *err) {
+    PeftSpan span[PEFT_SPANS];
     size_t room = 1;
     for (int i = 0; i < f->nstep; i++) {
-        const PeftJoin *join = peft_join(p, &f->step[i]);
-        room += 2 * (size_t)f->step[i].narg + (join ? (size_t)f->step[i - join->back].narg : 0);
+        peft_spans(p, &f->step[i], span);
+        for (int k = 0; k < PEFT_SPANS; k++) room += (size_t)(span[k].end - span[k].begin);
     }
     t->touch = peft_alloc(room, sizeof *t->touch, err);
     t->first = peft_alloc((size_t)f->nstep + 1, sizeof *t->first, err);
@@ -69,16 +71,10 @@ static bool find_touches(const PeftProgram *p, const PeftFunction *f, Touches *t
     if (!t->touch || !t->first || !t->last) return false;
     int32_t n = 0;
     for (int i = 0; i < f->nstep; i++) {
-        const PeftStep *s = &f->step[i];
-        const PeftJoin *join = peft_join(p, s);
-        const PeftStep *second = peft_second(p, s);
         t->first[i] = n;
-        if (join)
-            n += add_touches(p, s - join->back, PEFT_GEMM_C, s[-join->back].narg, t->touch + n);
-        n += add_touches(p, s, peft_is_second(p, s) ? PEFT_GEMM_C : 0, peft_own_args(p, s),
-                         t->touch + n);
-        if (second) n += add_touches(p, second, 1, peft_product_args(second), t->touch + n);
-        const PeftGemm *g = product_of(p, s);
+        peft_spans(p, &f->step[i], span);
+        for (int k = 0; k < PEFT_SPANS; k++) n += add_touches(p, span[k], t->touch + n);
+        const PeftGemm *g = product_of(p, &f->step[i]);
         t->last[i] = g && batch_leaves_epilogue(g) ? t->first[i] + PEFT_GEMM_C + 1 : n;
     }
     t->first[f->nstep] = n;

@@ -186,17 +186,13 @@ static void add_counters(Ranges *r, PeftKernelKind kind, int32_t kernel) {
 }
 
 static OrderStep step_ranges(Ranges *r, const PeftStep *s) {
-    PeftKernelKind kind = r->program->kernel[s->kernel].kind;
     OrderStep out = {.range = &r->range[r->n]};
+    PeftSpan span[PEFT_SPANS];
     int before = r->n;
-    const PeftJoin *join = peft_join(r->program, s);
-    const PeftStep *second = peft_second(r->program, s);
-    bool done = peft_is_second(r->program, s);
-    if (join) add_buffers(r, s - join->back, PEFT_GEMM_C, s[-join->back].narg);
-    add_buffers(r, s, done ? PEFT_GEMM_C : 0, peft_own_args(r->program, s));
-    if (second) add_buffers(r, second, 1, peft_product_args(second));
-    if (!done) add_buffer(r, s->workspace, true);
-    add_counters(r, kind, s->kernel);
+    peft_spans(r->program, s, span);
+    for (int i = 0; i < PEFT_SPANS; i++) add_buffers(r, span[i].step, span[i].begin, span[i].end);
+    if (!peft_is_second(r->program, s)) add_buffer(r, s->workspace, true);
+    add_counters(r, r->program->kernel[s->kernel].kind, s->kernel);
     out.n = r->n - before;
     return out;
 }
