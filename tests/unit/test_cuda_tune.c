@@ -1,7 +1,7 @@
 /* Choosing algorithms by time, over a driver and a cuBLASLt whose clock is the test's: each
  * algorithm takes as long as a table says. Checked: which one is chosen, that only dead memory is
  * written, and that a choice takes effect only when it is stored and then is taken unmeasured. */
-#include "scratch.h"
+#include "fake_cublaslt.h"
 
 #include <math.h>
 
@@ -10,20 +10,6 @@
 
 /* ---- a driver and a cuBLASLt with a clock ---- */
 
-struct cublasLtContext {
-    int dummy;
-};
-struct cublasLtMatmulDescOpaque {
-    int dummy;
-};
-struct cublasLtMatrixLayoutOpaque {
-    cudaDataType type;
-    uint64_t rows, columns;
-    int64_t ld;
-};
-struct cublasLtMatmulPreferenceOpaque {
-    int dummy;
-};
 struct CUevent_st {
     double us;
 };
@@ -51,74 +37,11 @@ static struct {
     CUresult sync; /* what waiting answers */
 } fake;
 
-static cublasStatus_t lt_create(cublasLtHandle_t *h) {
-    *h = calloc(1, sizeof **h);
-    fake.live++;
-    return CUBLAS_STATUS_SUCCESS;
-}
-
-static cublasStatus_t lt_desc_create(cublasLtMatmulDesc_t *d, cublasComputeType_t compute,
-                                     cudaDataType scale) {
-    (void)compute, (void)scale;
-    *d = calloc(1, sizeof **d);
-    fake.live++;
-    return CUBLAS_STATUS_SUCCESS;
-}
-
-static cublasStatus_t lt_desc_set(cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes_t which,
-                                  const void *value, size_t size) {
-    (void)d, (void)which, (void)value, (void)size;
-    return CUBLAS_STATUS_SUCCESS;
-}
-
-static cublasStatus_t lt_layout_create(cublasLtMatrixLayout_t *l, cudaDataType type, uint64_t rows,
-                                       uint64_t columns, int64_t ld) {
-    *l = calloc(1, sizeof **l);
-    **l = (struct cublasLtMatrixLayoutOpaque){type, rows, columns, ld};
-    fake.live++;
-    return CUBLAS_STATUS_SUCCESS;
-}
-
-static cublasStatus_t lt_preference_create(cublasLtMatmulPreference_t *p) {
-    *p = calloc(1, sizeof **p);
-    fake.live++;
-    return CUBLAS_STATUS_SUCCESS;
-}
-
-static cublasStatus_t lt_preference_set(cublasLtMatmulPreference_t p,
-                                        cublasLtMatmulPreferenceAttributes_t which,
-                                        const void *value, size_t size) {
-    (void)p, (void)which, (void)value, (void)size;
-    return CUBLAS_STATUS_SUCCESS;
-}
-
-static cublasStatus_t drop(void *object) {
-    free(object);
-    fake.live--;
-    return CUBLAS_STATUS_SUCCESS;
-}
-
-static cublasStatus_t lt_destroy(cublasLtHandle_t h) {
-    return drop(h);
-}
-
-static cublasStatus_t lt_desc_destroy(cublasLtMatmulDesc_t d) {
-    return drop(d);
-}
-
-static cublasStatus_t lt_layout_destroy(cublasLtMatrixLayout_t l) {
-    return drop(l);
-}
-
-static cublasStatus_t lt_preference_destroy(cublasLtMatmulPreference_t p) {
-    return drop(p);
-}
-
-static cublasStatus_t lt_heuristic(cublasLtHandle_t h, cublasLtMatmulDesc_t desc,
-                                   cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
-                                   cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
-                                   cublasLtMatmulPreference_t p, int requested,
-                                   cublasLtMatmulHeuristicResult_t *results, int *found) {
+static cublasStatus_t four_algorithms(cublasLtHandle_t h, cublasLtMatmulDesc_t desc,
+                                      cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
+                                      cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
+                                      cublasLtMatmulPreference_t p, int requested,
+                                      cublasLtMatmulHeuristicResult_t *results, int *found) {
     (void)h, (void)desc, (void)a, (void)b, (void)c, (void)d, (void)p;
     assert_true(requested >= ALGORITHMS);
     *found = ALGORITHMS;
@@ -127,17 +50,16 @@ static cublasStatus_t lt_heuristic(cublasLtHandle_t h, cublasLtMatmulDesc_t desc
     return CUBLAS_STATUS_SUCCESS;
 }
 
-static cublasStatus_t lt_check(cublasLtHandle_t h, cublasLtMatmulDesc_t desc,
-                               cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
-                               cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
-                               const cublasLtMatmulAlgo_t *algo,
-                               cublasLtMatmulHeuristicResult_t *result) {
+static cublasStatus_t check(cublasLtHandle_t h, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t a,
+                            cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c,
+                            cublasLtMatrixLayout_t d, const cublasLtMatmulAlgo_t *algo,
+                            cublasLtMatmulHeuristicResult_t *result) {
     (void)h, (void)desc, (void)a, (void)b, (void)c, (void)d;
     *result = (cublasLtMatmulHeuristicResult_t){.algo = *algo};
     return fake.check;
 }
 
-static cublasStatus_t lt_attribute(const cublasLtMatmulAlgo_t *algo,
+static cublasStatus_t attribute_of(const cublasLtMatmulAlgo_t *algo,
                                    cublasLtMatmulAlgoConfigAttributes_t which, void *value,
                                    size_t size, size_t *written) {
     memset(value, 0, size);
@@ -147,7 +69,7 @@ static cublasStatus_t lt_attribute(const cublasLtMatmulAlgo_t *algo,
 }
 
 static size_t bytes_of(cublasLtMatrixLayout_t l) {
-    return (size_t)l->ld * l->columns * (l->type == CUDA_R_32F ? 4 : 2);
+    return (size_t)l->ld * (size_t)l->columns * (l->type == CUDA_R_32F ? 4 : 2);
 }
 
 static bool lies_in(CudaRange r, const void *p, size_t bytes) {
@@ -162,16 +84,16 @@ static bool apart(const void *p, size_t n, const void *q, size_t m) {
 
 enum { WORKSPACE = 4096 };
 
-static cublasStatus_t lt_matmul(cublasLtHandle_t h, cublasLtMatmulDesc_t desc, const void *alpha,
-                                const void *a, cublasLtMatrixLayout_t la, const void *b,
-                                cublasLtMatrixLayout_t lb, const void *beta, const void *c,
-                                cublasLtMatrixLayout_t lc, void *d, cublasLtMatrixLayout_t ld,
-                                const cublasLtMatmulAlgo_t *algo, void *workspace,
-                                size_t workspace_bytes, CUstream stream) {
+static cublasStatus_t timed_product(cublasLtHandle_t h, cublasLtMatmulDesc_t desc,
+                                    const void *alpha, const void *a, cublasLtMatrixLayout_t la,
+                                    const void *b, cublasLtMatrixLayout_t lb, const void *beta,
+                                    const void *c, cublasLtMatrixLayout_t lc, void *d,
+                                    cublasLtMatrixLayout_t ld, const cublasLtMatmulAlgo_t *algo,
+                                    void *workspace, size_t workspace_bytes, CUstream stream) {
     (void)desc, (void)alpha, (void)workspace_bytes;
     assert_true(h && !stream);
     fake.algorithm = algo->data[0];
-    fake.rows = (int64_t)ld->columns;
+    fake.rows = ld->columns;
     if (fake.dead.bytes) {
         assert_true(lies_in(fake.dead, d, bytes_of(ld)));
         assert_true(lies_in(fake.arena, a, bytes_of(la)));
@@ -183,11 +105,6 @@ static cublasStatus_t lt_matmul(cublasLtHandle_t h, cublasLtMatmulDesc_t desc, c
     if (us < 0) return CUBLAS_STATUS_NOT_SUPPORTED;
     *(fake.capturing ? &fake.captured : &fake.now) += us;
     return CUBLAS_STATUS_SUCCESS;
-}
-
-static const char *lt_text(cublasStatus_t status) {
-    (void)status;
-    return "not supported";
 }
 
 static CUresult set_memory(CUdeviceptr at, unsigned char value, size_t n, CUstream stream) {
@@ -236,12 +153,14 @@ static CUresult launch(CUgraphExec exec, CUstream stream) {
 }
 
 static CUresult graph_destroy(CUgraph graph) {
-    drop(graph);
+    free(graph);
+    fake.live--;
     return CUDA_SUCCESS;
 }
 
 static CUresult exec_destroy(CUgraphExec exec) {
-    drop(exec);
+    free(exec);
+    fake.live--;
     return CUDA_SUCCESS;
 }
 
@@ -253,7 +172,8 @@ static CUresult event_create(CUevent *event, unsigned flags) {
 }
 
 static CUresult event_destroy(CUevent event) {
-    drop(event);
+    free(event);
+    fake.live--;
     return CUDA_SUCCESS;
 }
 
@@ -278,37 +198,31 @@ static CUresult stream_wait(CUstream stream) {
     return fake.sync;
 }
 
-static const CudaApi api = {.cublaslt_version = 130100,
-                            .driver_version = 13000,
-                            .cublasLtGetStatusString = lt_text,
-                            .cublasLtCreate = lt_create,
-                            .cublasLtDestroy = lt_destroy,
-                            .cublasLtMatmulDescCreate = lt_desc_create,
-                            .cublasLtMatmulDescDestroy = lt_desc_destroy,
-                            .cublasLtMatmulDescSetAttribute = lt_desc_set,
-                            .cublasLtMatrixLayoutCreate = lt_layout_create,
-                            .cublasLtMatrixLayoutDestroy = lt_layout_destroy,
-                            .cublasLtMatmulPreferenceCreate = lt_preference_create,
-                            .cublasLtMatmulPreferenceDestroy = lt_preference_destroy,
-                            .cublasLtMatmulPreferenceSetAttribute = lt_preference_set,
-                            .cublasLtMatmulAlgoGetHeuristic = lt_heuristic,
-                            .cublasLtMatmulAlgoCheck = lt_check,
-                            .cublasLtMatmulAlgoConfigGetAttribute = lt_attribute,
-                            .cublasLtMatmul = lt_matmul,
-                            .cuMemsetD8Async = set_memory,
-                            .cuStreamBeginCapture = begin_capture,
-                            .cuStreamEndCapture = end_capture,
-                            .cuStreamSynchronize = stream_wait,
-                            .cuGraphInstantiate = instantiate,
-                            .cuGraphUpload = upload,
-                            .cuGraphLaunch = launch,
-                            .cuGraphDestroy = graph_destroy,
-                            .cuGraphExecDestroy = exec_destroy,
-                            .cuEventCreate = event_create,
-                            .cuEventDestroy = event_destroy,
-                            .cuEventRecord = event_record,
-                            .cuEventSynchronize = event_wait,
-                            .cuEventElapsedTime = event_elapsed};
+/* What the fake library does, but for products and the choice among algorithms. */
+static const CudaApi *library(void) {
+    static CudaApi api;
+    api = lt_api;
+    api.driver_version = 13000;
+    api.cublasLtMatmulAlgoGetHeuristic = four_algorithms;
+    api.cublasLtMatmulAlgoCheck = check;
+    api.cublasLtMatmulAlgoConfigGetAttribute = attribute_of;
+    api.cublasLtMatmul = timed_product;
+    api.cuMemsetD8Async = set_memory;
+    api.cuStreamBeginCapture = begin_capture;
+    api.cuStreamEndCapture = end_capture;
+    api.cuStreamSynchronize = stream_wait;
+    api.cuGraphInstantiate = instantiate;
+    api.cuGraphUpload = upload;
+    api.cuGraphLaunch = launch;
+    api.cuGraphDestroy = graph_destroy;
+    api.cuGraphExecDestroy = exec_destroy;
+    api.cuEventCreate = event_create;
+    api.cuEventDestroy = event_destroy;
+    api.cuEventRecord = event_record;
+    api.cuEventSynchronize = event_wait;
+    api.cuEventElapsedTime = event_elapsed;
+    return &api;
+}
 
 /* ---- a process: its library and its tuner ---- */
 
@@ -322,8 +236,8 @@ static CudaDevice gpu = {.name = "A GPU", .major = 9, .multiprocessors = 132, .l
 static Process start(void) {
     Process p = {0};
     PeftError err = {0};
-    if (!cuda_gemm_open(&p.gemm, &api, &err) ||
-        !cuda_tuner_open(&p.tuner, &api, &gpu, p.gemm, &err))
+    if (!cuda_gemm_open(&p.gemm, library(), &err) ||
+        !cuda_tuner_open(&p.tuner, library(), &gpu, p.gemm, &err))
         fail_msg("%s", err.msg);
     fake.replays = 0;
     return p;
@@ -332,7 +246,7 @@ static Process start(void) {
 static void stop(Process *p) {
     cuda_tuner_close(p->tuner);
     cuda_gemm_close(p->gemm);
-    assert_int_equal(fake.live, 0);
+    assert_int_equal(fake.live + lt.live, 0);
 }
 
 static int set_up(void **state) {
@@ -507,11 +421,11 @@ static void test_off(void **state) {
     setenv("PEFTC_TUNE", "fast", 1);
     CudaTuner *t;
     PeftError err = {0};
-    assert_false(cuda_tuner_open(&t, &api, &gpu, NULL, &err));
+    assert_false(cuda_tuner_open(&t, library(), &gpu, NULL, &err));
     assert_null(t);
     assert_message(&err, "PEFTC_TUNE is 'fast'", "on or off", NULL);
     assert_int_equal(err.code, 2);
-    assert_int_equal(fake.live, 0);
+    assert_int_equal(fake.live + lt.live, 0);
 }
 
 /* A choice that another run would not find must not take effect; what is stored still does. */
