@@ -212,15 +212,13 @@ bool batches_find(const PeftProgram *p, PeftFn fn, Batches *out, PeftError *err)
     size_t n = (size_t)f->nstep + 1;
     Finder d = {.program = p, .function = f};
     d.taken = peft_zalloc(n, sizeof *d.taken, err);
-    int32_t *place = peft_alloc(n, sizeof *place, err);
     *out = (Batches){peft_alloc(n, sizeof *out->batch, err), 0};
-    bool ok = d.taken && place && out->batch && find_touches(p, f, &d.touches, err);
-    d.moves = (Moves){d.touches.step, d.touches.epilogue, place, f->nstep};
-    if (ok) moves_begin(&d.moves, p, f->step);
+    bool ok = d.taken && out->batch && find_touches(p, f, &d.touches, err) &&
+              moves_open(&d.moves, p, f, d.touches.step, d.touches.epilogue, err);
     for (int waits = 0; ok && waits < 2; waits++) find_batches(&d, waits, out);
     ok = ok && sort_batches(p, f, out, err);
+    moves_close(&d.moves);
     free(d.taken);
-    free(place);
     free(d.touches.range);
     free(d.touches.step);
     if (!ok) batches_free(out);

@@ -1,25 +1,50 @@
 /* See moves.h. Invariant: after every move all conflicting parts are in the program's order. */
 #include "moves.h"
 
+#include <stdlib.h>
+
 bool order_conflict(const OrderStep *a, const OrderStep *b) {
     for (int i = 0; i < a->n; i++)
         for (int k = 0; k < b->n; k++) {
             const OrderRange *x = &a->range[i], *y = &b->range[k];
+            if (!x->written && !y->written) continue;
             int64_t begin = x->begin > y->begin ? x->begin : y->begin;
             int64_t end = x->end < y->end ? x->end : y->end;
-            if (begin < end && (x->written || y->written)) return true;
+            if (begin < end) return true;
         }
     return false;
 }
 
-void moves_begin(Moves *m, const PeftProgram *p, const PeftStep *step) {
-    for (int32_t i = 0; i < m->nstep; i++) {
-        int32_t z = i + 1;
+static void set_place(Moves *m, int32_t step, int32_t place) {
+    int32_t own = moves_place(step);
+    if (m->place[step] == own && place != own) m->moved[m->nmoved++] = step;
+    m->place[step] = place;
+}
+
+static int32_t first_conflict(const Moves *m, int32_t step) {
+    int32_t i = step + 1;
+    while (i < m->nstep && !order_conflict(&m->step[step], &m->step[i])) i++;
+    return i;
+}
+
+bool moves_open(Moves *m, const PeftProgram *p, const PeftFunction *f, const OrderStep *step,
+                const OrderStep *epilogue, PeftError *err) {
+    size_t n = (size_t)f->nstep + 1;
+    *m = (Moves){.step = step, .epilogue = epilogue, .nstep = f->nstep};
+    m->place = peft_alloc(2 * n, sizeof *m->place, err);
+    if (!m->place) return false;
+    m->moved = m->place + n;
+    for (int32_t i = 0; i < f->nstep; i++) {
         m->place[i] = moves_place(i);
-        if (!p->kernel[step[i].kernel].group) continue;
-        while (z < m->nstep && !order_conflict(&m->step[i], &m->step[z])) z++;
-        m->place[i] = moves_place(z) - 1;
+        if (p->kernel[f->step[i].kernel].group)
+            set_place(m, i, moves_place(first_conflict(m, i)) - 1);
     }
+    return true;
+}
+
+void moves_close(Moves *m) {
+    free(m->place);
+    *m = (Moves){.place = NULL};
 }
 
 /* Whether the product of step x, which touches `product`, would pass what it must not pass of step
@@ -38,19 +63,38 @@ static bool meets_member(const Moves *m, int32_t x, const OrderStep *product, in
     return (from <= left) != (place <= left) && order_conflict(product, &m->epilogue[y]);
 }
 
+typedef struct Batch { /* n steps and what their products touch */
+    const int32_t *step;
+    const OrderStep *product;
+    int n;
+} Batch;
+
+/* Whether member i meets step y, which need not be one of the batch. */
+static bool member_meets(const Moves *m, const Batch *b, int i, int32_t place, int32_t y) {
+    for (int k = 0; k < b->n; k++)
+        if (b->step[k] == y) return false;
+    return meets(m, b->step[i], &b->product[i], place, y);
+}
+
+/* What a product passes stands between here and there in the program, or has moved. */
+static bool may_move(const Moves *m, const Batch *b, int i, int32_t place) {
+    int32_t x = b->step[i], from = m->place[x];
+    int32_t low = (from < place ? from : place) / 2, high = (from < place ? place : from) / 2;
+    if (from < place && m->epilogue[x].n > 0) return false;
+    for (int k = 0; k < b->n; k++)
+        if (k != i && meets_member(m, x, &b->product[i], place, b->step[k], &b->product[k]))
+            return false;
+    for (int32_t y = low; y <= high; y++)
+        if (member_meets(m, b, i, place, y)) return false;
+    for (int32_t k = 0; k < m->nmoved; k++)
+        if (member_meets(m, b, i, place, m->moved[k])) return false;
+    return true;
+}
+
 bool moves_try(Moves *m, const int32_t *step, const OrderStep *product, int n, int32_t to) {
-    int32_t place = moves_place(to);
-    for (int i = 0; i < n; i++) {
-        if (step[i] < to && m->epilogue[step[i]].n > 0) return false;
-        for (int32_t y = 0; y < m->nstep; y++) {
-            int k = 0;
-            while (k < n && step[k] != y) k++;
-            if (k == i) continue;
-            if (k < n ? meets_member(m, step[i], &product[i], place, y, &product[k])
-                      : meets(m, step[i], &product[i], place, y))
-                return false;
-        }
-    }
-    for (int i = 0; i < n; i++) m->place[step[i]] = place;
+    const Batch b = {step, product, n};
+    for (int i = 0; i < n; i++)
+        if (!may_move(m, &b, i, moves_place(to))) return false;
+    for (int i = 0; i < n; i++) set_place(m, step[i], moves_place(to));
     return true;
 }

@@ -12,7 +12,8 @@ typedef struct Moves {
     const OrderStep *epilogue; /* by step: what the kernel behind its product touches; n = 0: there
                                   is none */
     int32_t *place;            /* by step: where it runs, without its epilogue */
-    int32_t nstep;
+    int32_t *moved;            /* those that have not their own place */
+    int32_t nstep, nmoved;
 } Moves;
 
 bool order_conflict(const OrderStep *a, const OrderStep *b);
@@ -22,9 +23,11 @@ static inline int32_t moves_place(int32_t i) {
     return 2 * i;
 }
 
-/* Fills `place`: each step has its own, but one of a kernel for several steps waits for others of
+/* At first each step has its own place, but one of a kernel for several steps waits for others of
  * its kind until the first step that needs it. */
-void moves_begin(Moves *m, const PeftProgram *p, const PeftStep *step);
+bool moves_open(Moves *m, const PeftProgram *p, const PeftFunction *f, const OrderStep *step,
+                const OrderStep *epilogue, PeftError *err);
+void moves_close(Moves *m); /* zeros are fine */
 
 /* Moves the products of n steps, which touch `product`, to the place of step `to`, one of them, as
  * one; false, without a change, when that would not be right. */

@@ -330,28 +330,27 @@ static void list_items(const Sequencer *q, Sequence *out) {
 
 static bool make_sequence(Ranges *r, const OrderStep *step, Sequence *out, PeftError *err) {
     const PeftFunction *f = &r->program->fn[r->fn];
-    size_t n = (size_t)f->nstep, room = n + 1;
+    size_t room = (size_t)f->nstep + 1;
     Batches batches;
     if (!batches_find(r->program, r->fn, &batches, err)) return false;
-    OrderStep *bare = peft_zalloc(2 * room, sizeof *bare, err),
-              *epilogue = bare ? bare + room : NULL;
-    int32_t *place = peft_alloc(room, sizeof *place, err);
+    OrderStep *bare = peft_zalloc(room, sizeof *bare, err);
+    OrderStep *epilogue = peft_zalloc(room, sizeof *epilogue, err);
     Sequencer q = {.ranges = r,
                    .step = step,
-                   .moves = {bare, epilogue, place, f->nstep},
                    .batch = peft_zalloc(room, sizeof *q.batch, err),
                    .taken = peft_zalloc(room, sizeof *q.taken, err)};
-    bool ok = bare && place && q.batch && q.taken;
+    bool ok = bare && epilogue && q.batch && q.taken;
     for (int32_t i = 0; ok && i < f->nstep; i++) {
         bare[i] = without_counters(r->program, &f->step[i], step[i]);
         epilogue[i] = epilogue_touches(r, step, i);
     }
-    if (ok) moves_begin(&q.moves, r->program, f->step);
+    ok = ok && moves_open(&q.moves, r->program, f, bare, epilogue, err);
     for (int32_t i = 0; ok && i < batches.n; i++) make_batch(&q, &batches.batch[i]);
     if (ok) list_items(&q, out);
+    moves_close(&q.moves);
     batches_free(&batches);
     free(bare);
-    free(place);
+    free(epilogue);
     free(q.batch);
     free(q.taken);
     return ok;
