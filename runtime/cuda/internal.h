@@ -36,6 +36,13 @@ typedef struct CudaGraph { /* a function for one size of batch */
     CUgraphExec exec; /* captured, or NULL so far */
 } CudaGraph;
 
+typedef enum CudaValue { /* of a variable, where it is */
+                         CUDA_NOWHERE,
+                         CUDA_HOST, /* the host may have written it */
+                         CUDA_ZERO, /* to be set to zero, as nothing was written yet */
+                         CUDA_DEVICE
+} CudaValue;
+
 struct CudaExec {
     CudaApi *api;
     CudaDevice gpu;
@@ -54,7 +61,7 @@ struct CudaExec {
     bool plain; /* no graphs: steps are launched one by one each time */
     CudaGraph *graph;
     int ngraph;
-    bool *touched;           /* by variable: the host may have written it */
+    uint8_t *value;          /* CudaValue, by variable */
     bool ahead;              /* the device may have changed variables since they were copied back */
     struct CudaQueue *queue; /* of submitted runs; made by the first */
 };
