@@ -275,8 +275,8 @@ bool cuda_pull(Exec *x, PeftError *err) {
     if (!x->cuda->ahead) return true;
     for (int i = 0; i < x->program->nvar; i++) {
         const PeftVar *v = &x->program->var[i];
-        if (x->cuda->value[i] != CUDA_DEVICE || !(v->trainable || v->is_state || v->derived))
-            continue;
+        bool waits = x->cuda->value[i] == CUDA_HOST || x->cuda->value[i] == CUDA_ZERO;
+        if (waits || !(v->trainable || v->is_state || v->derived)) continue;
         if (!download(x, var_at(x, i), var_bytes(x, i), err)) return false;
     }
     if (!cuda_wait(x, "copy the variables back", err)) return false;
