@@ -7,7 +7,7 @@
  *   peft_index           n / 256, rounded up, at least 1            256
  *   peft_segment_sum     cols / 32, rounded up, by any y up to n    256
  *   peft_transpose       any; a block moves tiles of 32 x 32        256
- *   peft_nf4_dequant     count / 2048, rounded up                   256
+ *   peft_nf4_dequant     count / 2048, rounded up; y: weights       256
  *
  * Invariant: no float is added atomically, and every order of summation depends on sizes alone.
  * Launches of peft_index must not overlap in time: its counter is global. */
@@ -148,32 +148,28 @@ extern "C" __global__ void __launch_bounds__(32)
     if (threadIdx.x < 3 && from) to[threadIdx.x] = *from;
 }
 
-/* Eight elements of one NF4 block, from four bytes of codes, in every thread. The codes lie in
- * shared memory, 16 words in 16 banks, so that different ones cost nothing. Both buffers are
- * aligned to 16 bytes. */
+/* The quantised weights of a product, or of a batch: in and out of each, of one size. A thread has
+ * eight elements of one NF4 block, from four bytes of codes, and waits only before it stores them:
+ * no kernel writes what it reads. The codes lie in shared memory, 16 words in 16 banks, so that
+ * different ones cost nothing. All buffers are aligned to 16 bytes. */
 extern "C" __global__ void __launch_bounds__(256)
-    peft_nf4_dequant(const void *in, work *out, int64_t count, int double_quant) {
-    pk_begin();
+    peft_nf4_dequant(const PkGroup<2> group, int64_t count, int double_quant) {
     __shared__ float lut[16];
+    const Nf4View v = nf4_view(group.arg[blockIdx.y][0], count, double_quant != 0);
+    work *out = (work *)group.arg[blockIdx.y][1];
+    const int64_t i = ((int64_t)blockIdx.x * 256 + threadIdx.x) * 8;
+    const bool whole = i + 8 <= count;
+    const uint32_t codes = whole ? *(const uint32_t *)(v.codes + i / 2) : 0;
+    const float absmax = whole ? nf4_absmax(v, i >> 6) : 0.0f;
     if (threadIdx.x < 16) lut[threadIdx.x] = nf4_lut[threadIdx.x];
     __syncthreads();
-    const Nf4View v = nf4_view(in, count, double_quant != 0);
-    const int64_t step = (int64_t)gridDim.x * 2048;
-    for (int64_t i = ((int64_t)blockIdx.x * 256 + threadIdx.x) * 8; i < count; i += step) {
-        if (i + 8 > count) {
-            for (int64_t j = i; j < count; j++) pk_put(out, j, nf4_value(v, j));
-            continue;
-        }
-        const uint32_t codes = *(const uint32_t *)(v.codes + i / 2);
-        const float absmax = nf4_absmax(v, i >> 6);
-        alignas(16) work value[8];
+    alignas(16) float value[8];
 #pragma unroll
-        for (int j = 0; j < 8; j++) /* byte j / 2, high half first */
-            pk_put(value, j, __fmul_rn(lut[codes >> (j / 2 * 8 + 4 - j % 2 * 4) & 15], absmax));
-#pragma unroll
-        for (int j = 0; j < (int)sizeof value / 16; j++)
-            ((float4 *)(out + i))[j] = ((const float4 *)value)[j];
-    }
+    for (int j = 0; j < 8; j++) /* byte j / 2, high half first */
+        value[j] = __fmul_rn(lut[codes >> (j / 2 * 8 + 4 - j % 2 * 4) & 15], absmax);
+    pk_begin();
+    if (whole) pk_put8(out, i, value);
+    for (int64_t j = i; !whole && j < count; j++) pk_put(out, j, nf4_value(v, j));
 }
 
 #endif
