@@ -10,8 +10,9 @@ enum {
     MOST_GRID_Y = 65535, /* blocks */
     ATTENTION_BLOCK = 128,
     FLAT_BLOCK = 256,
-    SUM_VALUES = 8,     /* of a thread, at least */
-    DEQUANT_VALUES = 8, /* of a thread */
+    SUM_VALUES = 8, /* of a thread, at least */
+    DEQUANT_BLOCK = 128,
+    DEQUANT_VALUES = 64, /* of a thread */
     VECTOR_BYTES = 16,
     NARROW_MOST = 1024 /* rows: each 16 compute their middle once for every part of the columns */
 };
@@ -178,8 +179,8 @@ bool cuda_prepare(const Exec *x, const CudaMembers *m, const int64_t sym[PEFT_SY
     pass(&l, &group);
     pass(&l, &count);
     pass(&l, &double_quant);
-    return launch2(x, x->cuda->dequant, &l, ceil_div(count, DEQUANT_VALUES * FLAT_BLOCK), m->n,
-                   FLAT_BLOCK, err);
+    return launch2(x, x->cuda->dequant, &l, ceil_div(count, DEQUANT_VALUES * DEQUANT_BLOCK), m->n,
+                   DEQUANT_BLOCK, err);
 }
 
 /* ---- two products through a narrow middle ---- */

@@ -135,7 +135,7 @@ static void nf4_has_the_bits_of_the_cpu(void **) {
                 group.arg[w][1] = got[w].data();
             }
             for (int weights = 1; weights <= WEIGHTS; weights++) {
-                run_kernel((unsigned)(n + 2047) / 2048 + (weights == 1), (unsigned)weights, 256,
+                run_kernel((unsigned)(n + 8191) / 8192 + (weights == 1), (unsigned)weights, 128,
                            REVERSE, [&] { device::peft_nf4_dequant(group, n, double_quant); });
                 for (int w = 0; w < WEIGHTS; w++) {
                     same_bits(w < weights ? want[w] : Guarded<float>(n), got[w]);
