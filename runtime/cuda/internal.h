@@ -84,8 +84,8 @@ typedef struct CudaMembers {
 /* Step i of a function's order. */
 CudaMembers cuda_members(const Exec *x, PeftFn fn, int i);
 
-/* What a step needs and can have before its operands are there: a quantised weight, dequantised
- * into its workspace. It comes before cuda_step. */
+/* What steps need and can have before their operands are there: quantised weights, each dequantised
+ * into its step's workspace, in one launch. It comes before cuda_step. */
 bool cuda_prepare(const Exec *x, const CudaMembers *m, const int64_t sym[PEFT_SYM_COUNT],
                   PeftError *err);
 

@@ -446,14 +446,16 @@ static void close_joined(Joining *j) {
     j->n++;
 }
 
-/* Dequantising reads a variable and writes the workspace: it need not wait for the product's other
+/* Dequantising reads variables and writes workspaces: it need not wait for the products' other
  * operand. A product's second range is that of B, its last one the workspace. */
-static void add_prepare(Joining *j, int32_t member) {
-    const OrderStep *s = &j->step[member];
+static void add_prepare(Joining *j, const Item *item) {
     open_joined(j, ORDER_PREPARES);
-    add_member(j, member);
-    add_range_of(j, &s->range[1]);
-    add_range_of(j, &s->range[s->n - 1]);
+    for (int m = 0; m < item->n; m++) {
+        const OrderStep *s = &j->step[item->step[m]];
+        add_member(j, item->step[m]);
+        add_range_of(j, &s->range[1]);
+        add_range_of(j, &s->range[s->n - 1]);
+    }
     close_joined(j);
 }
 
@@ -462,8 +464,7 @@ static void join_groups(const Grouping *g, Joining *j) {
     j->out->first_member[0] = 0;
     for (int32_t i = 0; i < g->nitem; i++) {
         if (g->group[i] == NOTHING) continue;
-        for (int m = 0; is_prepared(g, i) && m < g->item[i].n; m++)
-            add_prepare(j, g->item[i].step[m]);
+        if (is_prepared(g, i)) add_prepare(j, &g->item[i]);
         open_joined(j, g->item[i].part);
         for (int32_t m = g->of[g->group[i]].first; m != NOTHING; m = g->next[m]) {
             for (int k = 0; k < g->item[m].n; k++) add_member(j, g->item[m].step[k]);
