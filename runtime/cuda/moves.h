@@ -30,7 +30,7 @@ bool moves_open(Moves *m, const PeftProgram *p, const PeftFunction *f, const Ord
 void moves_close(Moves *m); /* zeros are fine */
 
 /* Moves the products of n steps, which touch `product`, to the place of step `to`, one of them, as
- * one; false, without a change, when that would not be right. */
+ * one; false, without a change, when that would not be right. None of them is in a batch yet. */
 bool moves_try(Moves *m, const int32_t *step, const OrderStep *product, int n, int32_t to);
 
 #endif
