@@ -1,19 +1,9 @@
 /* See moves.h. Invariant: after every move all conflicting parts are in the program's order. */
 #include "moves.h"
 
-#include <stdlib.h>
+#include "conflicts.h"
 
-bool order_conflict(const OrderStep *a, const OrderStep *b) {
-    for (int i = 0; i < a->n; i++)
-        for (int k = 0; k < b->n; k++) {
-            const OrderRange *x = &a->range[i], *y = &b->range[k];
-            if (!x->written && !y->written) continue;
-            int64_t begin = x->begin > y->begin ? x->begin : y->begin;
-            int64_t end = x->end < y->end ? x->end : y->end;
-            if (begin < end) return true;
-        }
-    return false;
-}
+#include <stdlib.h>
 
 static void set_place(Moves *m, int32_t step, int32_t place) {
     int32_t own = moves_place(step);
@@ -21,24 +11,25 @@ static void set_place(Moves *m, int32_t step, int32_t place) {
     m->place[step] = place;
 }
 
-static int32_t first_conflict(const Moves *m, int32_t step) {
-    int32_t i = step + 1;
-    while (i < m->nstep && !order_conflict(&m->step[step], &m->step[i])) i++;
-    return i;
-}
-
 bool moves_open(Moves *m, const PeftProgram *p, const PeftFunction *f, const OrderStep *step,
                 const OrderStep *epilogue, PeftError *err) {
-    size_t n = (size_t)f->nstep + 1;
+    size_t n = (size_t)f->nstep;
     *m = (Moves){.step = step, .epilogue = epilogue, .nstep = f->nstep};
-    m->place = peft_alloc(2 * n, sizeof *m->place, err);
-    if (!m->place) return false;
+    m->place = peft_alloc(2 * n + 1, sizeof *m->place, err);
+    bool *conflict = order_conflicts(step, f->nstep, err);
+    if (!m->place || !conflict) {
+        free(conflict);
+        return false;
+    }
     m->moved = m->place + n;
     for (int32_t i = 0; i < f->nstep; i++) {
+        int32_t z = i + 1;
         m->place[i] = moves_place(i);
-        if (p->kernel[f->step[i].kernel].group)
-            set_place(m, i, moves_place(first_conflict(m, i)) - 1);
+        if (!p->kernel[f->step[i].kernel].group) continue;
+        while (z < f->nstep && !conflict[(size_t)i * n + (size_t)z]) z++;
+        set_place(m, i, moves_place(z) - 1);
     }
+    free(conflict);
     return true;
 }
 

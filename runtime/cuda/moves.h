@@ -16,8 +16,6 @@ typedef struct Moves {
     int32_t nstep, nmoved;
 } Moves;
 
-bool order_conflict(const OrderStep *a, const OrderStep *b);
-
 /* Step i's own place. Odd numbers are between two steps. */
 static inline int32_t moves_place(int32_t i) {
     return 2 * i;

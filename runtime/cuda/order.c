@@ -5,6 +5,7 @@
 #include "order.h"
 
 #include "batched.h"
+#include "conflicts.h"
 #include "moves.h"
 
 #include <stdlib.h>
@@ -13,7 +14,7 @@
 enum { NOTHING = -1 }; /* in clocks: no step of the stream has ended */
 
 typedef struct Placing {
-    const OrderStep *step;
+    const bool *conflict; /* [nstep][nstep] */
     int streams;
     int32_t *clock;   /* [nstep + 1][streams] */
     int32_t *tail;    /* by stream: its last step so far, or NOTHING */
@@ -42,10 +43,11 @@ static void run_after(const Placing *p, int32_t *clock, int step) {
 static void find_pending(Placing *p, int i) {
     bool end = i == p->out->nstep;
     int32_t *clock = clock_of(p, i);
+    const bool *conflicts = &p->conflict[(size_t)i * (size_t)p->out->nstep];
     p->npending = 0;
     for (int s = 0; s < p->streams; s++) clock[s] = NOTHING;
     for (int j = i - 1; j >= 0; j--) {
-        if (reached(p, clock, j) || !(end || order_conflict(&p->step[i], &p->step[j]))) continue;
+        if (reached(p, clock, j) || !(end || conflicts[j])) continue;
         p->pending[p->npending++] = j;
         run_after(p, clock, j);
     }
@@ -106,14 +108,16 @@ static bool reserve(Placing *p, PeftError *err) {
 
 bool order_steps(const OrderStep *step, int n, int streams, Order *out, PeftError *err) {
     *out = (Order){.nstep = n};
-    Placing p = {.step = step, .streams = streams, .out = out};
-    bool ok = reserve(&p, err);
+    bool *conflict = order_conflicts(step, n, err);
+    Placing p = {.conflict = conflict, .streams = streams, .out = out};
+    bool ok = conflict && reserve(&p, err);
     for (int s = 0; ok && s < streams; s++) p.tail[s] = NOTHING;
     for (int i = 0; ok && i <= n; i++) {
         find_pending(&p, i);
         place(&p, i, i < n ? choose_stream(&p, i) : 0);
     }
     if (ok) out->first_wait[n + 1] = out->nwait;
+    free(conflict);
     free(p.clock);
     free(p.tail);
     free(p.depth);
@@ -367,6 +371,7 @@ typedef struct Grouping {
     const PeftProgram *program;
     const Item *item;
     int32_t nitem;
+    bool *conflict; /* [nitem][nitem], but for shared counters */
     int32_t *next;  /* by item: the next one of its group, or NOTHING */
     int32_t *group; /* by item: the group that it is the last of so far, or NOTHING */
     Group *of;
@@ -381,14 +386,21 @@ static const PeftStep *step_of(const Grouping *g, int32_t item) {
 static bool can_join(const Grouping *g, const Group *group, int32_t i) {
     const PeftStep *a = step_of(g, group->first), *b = step_of(g, i);
     if (a->kernel != b->kernel || a->rows != b->rows || group->n == PEFT_GROUP) return false;
-    OrderStep last = without_counters(g->program, b, g->item[i].touches);
-    for (int32_t m = group->first; m != NOTHING; m = g->next[m]) {
-        OrderStep member = without_counters(g->program, step_of(g, m), g->item[m].touches);
-        if (order_conflict(&member, &last)) return false;
-        for (int32_t j = group->last + 1; j < i; j++)
-            if (order_conflict(&member, &g->item[j].touches)) return false;
-    }
+    const size_t n = (size_t)g->nitem;
+    for (int32_t m = group->first; m != NOTHING; m = g->next[m])
+        for (int32_t j = group->last + 1; j <= i; j++)
+            if (g->conflict[(size_t)m * n + (size_t)j]) return false;
     return true;
+}
+
+static bool find_conflicts(Grouping *g, PeftError *err) {
+    OrderStep *bare = peft_alloc((size_t)g->nitem + 1, sizeof *bare, err);
+    if (!bare) return false;
+    for (int32_t i = 0; i < g->nitem; i++)
+        bare[i] = without_counters(g->program, step_of(g, i), g->item[i].touches);
+    g->conflict = order_conflicts(bare, g->nitem, err);
+    free(bare);
+    return g->conflict != NULL;
 }
 
 static void find_groups(Grouping *g) {
@@ -491,21 +503,19 @@ static int by_rank(const void *a, const void *b) {
 }
 
 static bool rank_steps(const OrderStep *step, int n, Rank *rank, PeftError *err) {
-    bool *before = peft_zalloc((size_t)n * (size_t)n + 1, sizeof *before, err); /* [i][j]: j, i */
-    if (!before) return false;
+    bool *conflict = order_conflicts(step, n, err);
+    if (!conflict) return false;
     for (int i = 0; i < n; i++) {
         rank[i] = (Rank){.step = i};
-        for (int j = 0; j < i; j++) {
-            before[i * n + j] = order_conflict(&step[i], &step[j]);
-            if (before[i * n + j] && rank[j].depth >= rank[i].depth)
+        for (int j = 0; j < i; j++)
+            if (conflict[i * n + j] && rank[j].depth >= rank[i].depth)
                 rank[i].depth = rank[j].depth + 1;
-        }
     }
     for (int i = n - 1; i >= 0; i--)
         for (int j = 0; j < i; j++)
-            if (before[i * n + j] && rank[i].height >= rank[j].height)
+            if (conflict[i * n + j] && rank[i].height >= rank[j].height)
                 rank[j].height = rank[i].height + 1;
-    free(before);
+    free(conflict);
     return true;
 }
 
@@ -571,9 +581,10 @@ bool order_function(const PeftProgram *p, const ProgramPlan *plan, PeftFn fn,
         Joining j = {.step = step, .joined = step + n, .range = &r.range[r.n], .out = &members};
         g.item = sequence.item;
         g.nitem = sequence.n;
-        find_groups(&g);
-        join_groups(&g, &j);
-        ok = arrange(&j, err) && order_steps(j.joined, j.n, streams, out, err);
+        ok = find_conflicts(&g, err);
+        if (ok) find_groups(&g);
+        if (ok) join_groups(&g, &j);
+        ok = ok && arrange(&j, err) && order_steps(j.joined, j.n, streams, out, err);
     }
     if (ok) {
         out->member = members.member;
@@ -585,6 +596,7 @@ bool order_function(const PeftProgram *p, const ProgramPlan *plan, PeftFn fn,
     free(r.range);
     free(step);
     free(sequence.item);
+    free(g.conflict);
     free(g.next);
     free(g.group);
     free(g.of);

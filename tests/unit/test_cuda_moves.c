@@ -1,5 +1,6 @@
 /* Moves of products: after every one, whatever touches the same bytes, with a write on either side,
  * runs in the program's order. Random programs of a few buffers, so that most moves are wrong. */
+#include "runtime/cuda/conflicts.h"
 #include "runtime/cuda/moves.h"
 
 #include <setjmp.h>
