@@ -17,8 +17,7 @@
 enum {
     CUDA_HEADROOM = 128000000, /* bytes beside the arena: kernels, graphs, the library */
     CUDA_MAX_GRAPHS = 1024,
-    CUDA_STREAMS = 2,           /* that a function's steps are spread over, */
-    CUDA_STREAMS_QUANTISED = 3, /* where weights are dequantised beside them */
+    CUDA_STREAMS = 3, /* that a function's steps are spread over */
     CUDA_MAX_STREAMS = 32
 };
 

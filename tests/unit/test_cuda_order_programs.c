@@ -256,13 +256,6 @@ static void check_slack(const Compiled *m) {
     assert_true(reused > 0);
 }
 
-static bool is_quantised(const Compiled *m) {
-    const PeftProgram *p = &m->program->table;
-    for (int i = 0; i < p->nvar; i++)
-        if (peft_is_nf4(p->var[i].dtype)) return true;
-    return false;
-}
-
 static Order program_order(const Compiled *m, int streams) {
     Order o;
     PeftError err = {{0}, 0};
@@ -445,7 +438,7 @@ static int check_program(const char *path, const char *set, double most, bool sk
     int joins = check_joins(&m);
     assert_int_equal(joins == 0, skip_join);
     assert_int_equal(check_pairs(&m) > 0, !skip_join && strstr(path, "adapters"));
-    int streams = is_quantised(&m) ? CUDA_STREAMS_QUANTISED : CUDA_STREAMS;
+    int streams = CUDA_STREAMS;
     Order o = program_order(&m, streams), free_order = program_order(&m, f->nstep);
     bool *before = all_pairs(&o, -1);
     Place *place = launches(&m, &o);
