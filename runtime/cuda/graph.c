@@ -46,7 +46,7 @@ static bool stream_limit(int *limit, PeftError *err) {
     return true;
 }
 
-static bool graph_switch(bool *plain, PeftError *err) {
+bool cuda_graph_switch(bool *plain, PeftError *err) {
     const char *text = getenv(CUDA_GRAPH_VARIABLE);
     *plain = text && strcmp(text, "off") == 0;
     if (*plain || !text || !*text || strcmp(text, "on") == 0) return true;
@@ -85,7 +85,7 @@ static bool make_order(Exec *x, PeftFn fn, PeftError *err) {
     CudaOrder *o = &x->cuda->order[fn];
     int limit;
     if (o->event) return true;
-    if (!stream_limit(&limit, err) || !graph_switch(&x->cuda->plain, err) ||
+    if (!stream_limit(&limit, err) || !cuda_graph_switch(&x->cuda->plain, err) ||
         !order_function(x->program, &x->plan, fn, fn == PEFT_FN_EVAL ? x->eval_sym : x->train_sym,
                         limit, &o->order, err))
         return false;
