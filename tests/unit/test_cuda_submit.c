@@ -110,13 +110,17 @@ static const PeftProgram program = {.version = PEFT_PROGRAM_VERSION,
                                            [PEFT_FN_TRAIN] = {steps, temps, outputs, 2, 2, 3}},
                                     .cuda_source = ""};
 
-static void open_program(Exec *x, Device device) {
+static void open_unwritten(Exec *x, Device device) {
     PeftError err = {0};
     int64_t worst[PEFT_SYM_COUNT];
     feed_symbols(TOKENS, 1, 0, TOKENS, worst);
     unsigned fns = 1u << PEFT_FN_TRAIN | 1u << PEFT_FN_EVAL;
     if (!exec_open(x, &program, fns, device, COMPUTE_FP32, 1, worst, worst, 0, &err))
         fail_msg("%s", err.msg);
+}
+
+static void open_program(Exec *x, Device device) {
+    open_unwritten(x, device);
     *(float *)exec_var(x, 0) = 0;
     *(float *)exec_var(x, 1) = 1;
 }
@@ -249,6 +253,75 @@ static void test_variables(void **state) {
     exec_close(&x);
 }
 
+static void warm_up(Exec *x, int i) {
+    PeftError err = {0};
+    int64_t sym[PEFT_SYM_COUNT];
+    feed(x, i, sym);
+    if (!exec_warm_up(x, PEFT_FN_TRAIN, sym, &err)) fail_msg("%s", err.msg);
+}
+
+/* Runs on what the memory holds, and on nothing that is worth keeping; the first run after it is a
+ * graph. With variables on the GPU, or without graphs, nothing runs. */
+static void test_warm_up(void **state) {
+    (void)state;
+    float loss[2];
+    int *graphs = counter("late_graphs"), before = *graphs;
+    Exec x;
+    open_unwritten(&x, DEVICE_CUDA);
+    warm_up(&x, 9);
+    *(float *)exec_var(&x, 0) = 0;
+    *(float *)exec_var(&x, 1) = 1;
+    submit(&x, 0, &loss[0]);
+    assert_int_equal(*graphs, before + 1);
+    warm_up(&x, 9);
+    submit(&x, 1, &loss[1]);
+    for (int i = 0; i < 2; i++) collect(&x, i, loss);
+    pull(&x);
+    assert_float_equal(*(const float *)exec_value(&x, 0), loss[0] + loss[1], 0);
+    exec_close(&x);
+    setenv("PEFTC_CUDA_GRAPH", "off", 1);
+    open_program(&x, DEVICE_CUDA);
+    warm_up(&x, 9);
+    unsetenv("PEFTC_CUDA_GRAPH");
+    before = *graphs;
+    submit(&x, 0, &loss[0]);
+    assert_int_equal(*graphs, before);
+    collect(&x, 0, loss);
+    exec_close(&x);
+    assert_int_equal(*counter("late_misuse"), 0);
+}
+
+static void test_closed_while_warming_up(void **state) {
+    (void)state;
+    Exec x;
+    open_unwritten(&x, DEVICE_CUDA);
+    warm_up(&x, 9);
+    exec_close(&x);
+    assert_int_equal(*counter("late_misuse"), 0);
+}
+
+/* A variable begins as zero without a copy; what was written is not set to zero any more. */
+static void test_zero(void **state) {
+    (void)state;
+    float loss[2];
+    int *up = counter("late_uploads"), before;
+    Exec x;
+    open_unwritten(&x, DEVICE_CUDA);
+    assert_true(exec_zero(&x, 0));
+    *(float *)exec_var(&x, 1) = 1;
+    assert_false(exec_zero(&x, 1));
+    before = *up;
+    submit(&x, 0, &loss[0]);
+    assert_int_equal(*up, before + 1);
+    assert_false(exec_zero(&x, 0));
+    submit(&x, 1, &loss[1]);
+    for (int i = 0; i < 2; i++) collect(&x, i, loss);
+    exec_close(&x);
+    open_unwritten(&x, DEVICE_NULL);
+    assert_false(exec_zero(&x, 0));
+    exec_close(&x);
+}
+
 static void test_closed_under_way(void **state) {
     (void)state;
     float loss[3];
@@ -310,10 +383,11 @@ static void test_high_water(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_in_order),         cmocka_unit_test(test_waits_for_a_slot_only),
-        cmocka_unit_test(test_run_between),      cmocka_unit_test(test_variables),
-        cmocka_unit_test(test_closed_under_way), cmocka_unit_test(test_few_sizes),
-        cmocka_unit_test(test_high_water),
+        cmocka_unit_test(test_in_order),    cmocka_unit_test(test_waits_for_a_slot_only),
+        cmocka_unit_test(test_run_between), cmocka_unit_test(test_variables),
+        cmocka_unit_test(test_warm_up),     cmocka_unit_test(test_closed_while_warming_up),
+        cmocka_unit_test(test_zero),        cmocka_unit_test(test_closed_under_way),
+        cmocka_unit_test(test_few_sizes),   cmocka_unit_test(test_high_water),
     };
     return cmocka_run_group_tests(tests, set_up, scratch_drop);
 }
