@@ -218,12 +218,13 @@ part_faults() {
 # TOOL PROGRAM. All 48 rows are one batch, so every step is of the same size. Tuning would run for minutes here. A
 # program that was told how its threads wait does not start itself again. racecheck looks for races within a kernel and
 # ends a process whose kernels run side by side: they are launched one by one. initcheck does not follow the bulk copies
-# by which the library's bf16 kernels write their results: it looks at float32.
+# by which the library's bf16 kernels write their results: it looks at float32, and at no launch ahead of its turn, which
+# reads memory before anything is there.
 sanitize() {
     local log="$tmp/sanitize-$1-$2" rc how=() options=()
     case $1 in
     racecheck) how=(PEFTC_CUDA_GRAPH=off CUDA_LAUNCH_BLOCKING=1) ;;
-    initcheck) options=(--compute fp32) ;;
+    initcheck) how=(PEFTC_CUDA_GRAPH=off) options=(--compute fp32) ;;
     esac
     env "${how[@]}" PEFTC_TUNE=off OMP_WAIT_POLICY=passive timeout 240 compute-sanitizer --tool "$1" \
         --target-processes all --error-exitcode 9 "$tmp/$2" train --base $base --data "$data" --out "$log.out" \
