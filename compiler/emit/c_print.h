@@ -20,6 +20,8 @@ typedef struct CPrinter {
     bool early;                /* vectors are loaded at the row's head */
     bool live;                 /* the row may be one that the batch does not have: !live */
     const bool *stored;        /* by result: it is stored; NULL: all are */
+    const char *product;       /* a call that loads a vector of the kernel's product from where the
+                                  same kernel has it, up to the last operand; NULL: from memory */
     const char *column;        /* of the element: a C expression; NULL: "c" */
     struct CPrinter *epilogue; /* of such a code's row: what comes before it */
     bool *named;               /* the value is a variable here */

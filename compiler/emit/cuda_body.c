@@ -6,7 +6,8 @@
  * values are read before its first barrier. A block takes the row of its number and finds out late
  * whether the batch has it: what it reads is memory in any case but where an index leads.
  * A code of two (CodeJoin) has the arguments of the epilogue behind the product's operands, then
- * those of the rows, numbered behind them; so with dropout sites. */
+ * those of the rows, numbered behind them; so with dropout sites. One of two products (CodeNarrow)
+ * has the first one's arguments, then the second's. */
 #include "c_print.h"
 
 enum {
@@ -564,23 +565,68 @@ static void print_narrow_middle(CPrinter *p) {
     c_close(p);
 }
 
+/* The epilogue of the second product, a thread's vectors of C one after the other. */
+static void print_narrow_finish(CPrinter *p) {
+    c_line(p, "#pragma unroll");
+    c_open(p, "for (int j = 0; j < Shape::VECTORS; j++)");
+    c_line(p, "if (!narrow_has<Shape>(j, launched)) continue;");
+    c_line(p, "const int64_t r = narrow_row<Shape>(j), c0 = narrow_column<Shape>(j);");
+    if (p->live) c_line(p, "const bool live = r < peft_dim(rows, sym);");
+    c_scalars(p, LEVEL_UNIFORM, 0);
+    c_scalars(p, LEVEL_ROW, 0);
+    cuda_open_vector(p);
+    name_elements(p, 0);
+    c_stores(p, true);
+    cuda_close_vector(p);
+    c_close(p);
+}
+
+/* The second product's printer: its arguments and dropout sites follow the first's. */
+static CPrinter finish_printer(const CPrinter *first, const Code *finish) {
+    CPrinter p = cuda_printer(first->out, first->g, finish);
+    p.first_arg = first->args.n;
+    p.first_site = count_sites(first->body);
+    p.first_value = first->body->n;
+    p.product = "narrow_get8<Shape>(j";
+    p.live = has_padding(p.kernel);
+    return p;
+}
+
+static void print_narrow_head(CPrinter *p, CPrinter *finish) {
+    const Code *code = p->code;
+    fprintf(p->out, "#ifdef PEFT_BF16\n/* %s,\n * then %s\n * at %s\n * %d step%s */\n",
+            kernel_label(p->g, p->kernel, '+', p->kernel->nnode),
+            finish ? kernel_label(p->g, finish->kernel, '+', finish->kernel->nnode) : "matmul",
+            code->where, code->steps, code->steps == 1 ? "" : "s");
+    print_head(p);
+    print_pointers(p, written_args(p), 0);
+    fputs("const work *b, ", p->out);
+    if (finish)
+        print_pointers(finish, written_args(finish), PEFT_GEMM_C);
+    else
+        fputs("work *c, const work *addend, const work *bias, ", p->out);
+    fputs("int launched, ", p->out);
+    print_numbers(p, count_sites(p->body) + (finish ? count_sites(finish->body) : 0));
+    fputs(") {\n", p->out);
+}
+
 static void emit_narrow(FILE *out, Graph *g, const Code *code) {
     const CodeNarrow *n = code->narrow;
-    CPrinter p = cuda_printer(out, g, code);
-    fprintf(out, "#ifdef PEFT_BF16\n/* %s,\n * then matmul\n * at %s\n * %d step%s */\n",
-            kernel_label(g, p.kernel, '+', p.kernel->nnode), code->where, code->steps,
-            code->steps == 1 ? "" : "s");
-    print_head(&p);
-    print_pointers(&p, written_args(&p), 0);
-    fputs("const work *b, work *c, const work *addend, const work *bias, int launched, ", out);
-    print_numbers(&p, count_sites(p.body));
-    fputs(") {\n", out);
+    CPrinter p = cuda_printer(out, g, code), finish;
+    p.product = "narrow_sum8<Shape>(row, (int)c0";
+    if (n->finish) finish = finish_printer(&p, n->finish);
+    print_narrow_head(&p, n->finish ? &finish : NULL);
     open_views(&p);
+    if (n->finish) open_views(&finish);
     open_narrow(&p);
     print_narrow_middle(&p);
     c_line(&p, "const NarrowTerms terms = {%s, %s, %s};", c_number(&p, n->scale),
            n->addend ? "addend" : "nullptr", n->bias ? "bias" : "nullptr");
-    c_line(&p, "narrow_second<Shape>(c, terms, launched);");
+    c_line(&p, "narrow_second<Shape>(terms, launched);");
+    if (n->finish)
+        print_narrow_finish(&finish);
+    else
+        c_line(&p, "narrow_store<Shape>(c, launched);");
     fputs("}\n#endif\n\n", out);
 }
 

@@ -80,9 +80,8 @@ static const char *in_row(const CPrinter *p) {
     return whole ? "" : graph_printf(p->g, "if (c0 < %lld) ", cols);
 }
 
-/* The product's element is in shared memory, where the same kernel has left it. */
 static bool is_product_here(const CPrinter *p, const Node *tensor) {
-    return p->code->narrow && buffer_of(tensor) == p->kernel->anchor;
+    return p->product && buffer_of(tensor) == p->kernel->anchor;
 }
 
 static void load_vector(CPrinter *p, KVal v) {
@@ -90,7 +89,7 @@ static void load_vector(CPrinter *p, KVal v) {
     int a = arg_read(p->kernel, &p->args, tensor), x = p->first_value + v;
     c_line(p, "alignas(16) float x%d[%d];", x, CUDA_VECTOR);
     if (is_product_here(p, tensor)) {
-        c_line(p, "narrow_sum8<Shape>(row, (int)c0, x%d);", x);
+        c_line(p, "%s, x%d);", p->product, x);
         return;
     }
     p->column = "c0";

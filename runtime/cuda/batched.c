@@ -15,7 +15,7 @@ static bool may_join(const PeftGemm *g) {
 }
 
 bool batch_leaves_epilogue(const PeftGemm *g) {
-    return !g->plain && !g->joined;
+    return !g->plain && !g->joined && !g->finished;
 }
 
 static bool same_form(const PeftGemm *a, const PeftGemm *b) {

@@ -32,7 +32,7 @@ typedef struct Batches {
 bool batches_find(const PeftProgram *p, PeftFn fn, Batches *out, PeftError *err);
 void batches_free(Batches *b);
 
-/* Whether a product is followed by a kernel of its own, which is not part of a batch. */
+/* Whether a product's step ends with a kernel of its own, which is not part of a batch. */
 bool batch_leaves_epilogue(const PeftGemm *g);
 
 /* The buffer of operand k (A, B, C, addend, bias) of a product that is in a batch; PEFT_REF_NONE
