@@ -171,8 +171,8 @@ PK_DEVICE float narrow_term(const NarrowTerms &t, float sum, int64_t at, int col
     return t.bias ? sum + pk_get(t.bias, column) : sum;
 }
 
-/* Vector j of a thread: which of its warp's it is, its row and first column in C. The last ones need
- * not be there: whether it is, among the rows of the launch. */
+/* Vector j of a thread: which of its warp's it is, its row and first column in C. The last ones
+ * need not be there: whether it is, among the rows of the launch. */
 PK_DEVICE int narrow_vector(int j) {
     return 32 * j + (int)(threadIdx.x & 31);
 }

@@ -458,6 +458,7 @@ static void test_programs(void **state) {
     } c[] = {{"models/lora_r16.bert", NULL, 0.60},
              {"models/qlora_r16.bert", NULL, 0.65},
              {"models/adapters.bert", NULL, 0.55},
+             {"tests/unit/scaled_adapters.bert", NULL, 0.55},
              {"models/full_ft.bert", NULL, 0.45},
              {"models/mlm.bert", NULL, 0.60},
              /* products of one shape that read each other's epilogue */
