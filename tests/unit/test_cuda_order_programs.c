@@ -176,13 +176,17 @@ static int count_kernels(const Compiled *m, const Order *o, const bool *before, 
     return all;
 }
 
-/* What is written at the second of two products by the first's launch lies over nothing that the
- * launch reads, and what is in between does not touch it. */
+/* What is written at the second of two products by the first's launch lives from there on, lies
+ * over nothing that the launch reads, and what is in between does not touch it. */
 static void check_results(const Compiled *m, const PeftStep *first, const PeftStep *second) {
     Touch other[MOST_TOUCHED];
     for (int a = 2; a < second_args(second); a++) {
         Touch result = touch_of(m, second, a);
         if (!result.written) continue;
+        const PeftFunction *f = &m->program->table.fn[PEFT_FN_TRAIN];
+        const PeftTemp *t = &f->temp[PEFT_REF_INDEX(second->arg[a])];
+        assert_int_equal(PEFT_REF_KIND(second->arg[a]), PEFT_REF_TEMP);
+        assert_true(t->first <= first - f->step && second - f->step <= t->last);
         for (int k = 0; k <= first->narg; k++) {
             other[0] = touch_of(m, first, k);
             assert_false(touches_conflict(&result, 1, other, 1));
@@ -211,9 +215,13 @@ static int check_pairs(const Compiled *m, int *finished) {
         if (!second) continue;
         const PeftGemm *g = second->desc;
         Touch other[MOST_TOUCHED];
+        PeftSpan span[PEFT_SPANS];
         assert_true(second > s && second < f->step + f->nstep && second - g->back == s);
         assert_int_equal(p->kernel[((const PeftGemm *)s->desc)->narrow].launch, PEFT_LAUNCH_NARROW);
         check_results(m, s, second);
+        peft_spans(p, s, span);
+        assert_true(span[2].step == second && span[2].begin == 1);
+        assert_int_equal(span[2].end, second_args(second));
         for (const PeftStep *k = s; k < second; k++) {
             int n = 0;
             for (int a = k->nread; a < k->narg; a++) other[n++] = touch_of(m, k, a);
