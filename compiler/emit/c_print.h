@@ -36,8 +36,10 @@ typedef struct CPrinter {
 
 /* Lines of code, braces and what they enclose, the comment above a kernel: its ops and model lines.
  */
-/* cuda_body.c: what its kernels and cuda_narrow.c's share. Those of a head's parameters print the
- * pointers from argument `from` on, and behind them the symbols and that many dropout sites. */
+/* cuda_body.c: what its kernels share with those of cuda_narrow.c (emit_narrow_cuda). Of a head's
+ * parameters cuda_pointers prints those from argument `from` on, cuda_numbers what follows them
+ * all.
+ */
 CPrinter cuda_printer(FILE *out, Graph *g, const Code *code);
 void cuda_head(CPrinter *p);
 bool *cuda_written_args(const CPrinter *p);

@@ -361,7 +361,7 @@ bool emit_c(FILE *out, const Program *p) {
     print_header(out, t);
     fputs("/* ---- kernels ---- */\n\n", out);
     for (int i = 0; i < p->ncode; i++)
-        if (!p->code[i].join) emit_kernel_c(out, p->graph, &p->code[i]);
+        if (!p->code[i].join && !p->code[i].narrow) emit_kernel_c(out, p->graph, &p->code[i]);
     fputs("/* ---- tables ---- */\n\n"
           "#define VAR(i)     (PEFT_REF_VAR | (i))\n"
           "#define INPUT(x)   (PEFT_REF_INPUT | PEFT_IN_##x)\n"

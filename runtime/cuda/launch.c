@@ -208,7 +208,7 @@ static void pass_second(Launch *l, const Exec *x, const PeftStep *second, void *
         pass_buffers(l, x, product, 4);
 }
 
-/* The first product with its epilogue and the second one, and perhaps its, in one kernel. */
+/* The first product with its epilogue and the second one, finished or not, in one kernel. */
 static bool run_narrow(const Exec *x, const PeftStep *s, void *const *arg, const int64_t *sym,
                        PeftError *err) {
     const PeftGemm *first = s->desc;
@@ -229,7 +229,8 @@ static bool run_narrow(const Exec *x, const PeftStep *s, void *const *arg, const
                    k->parts, k->block, k->shared, err);
 }
 
-/* The library's, behind the first one's epilogue and with its workspace. */
+/* The library's, behind the first one's epilogue and with its workspace, then its own epilogue when
+ * that is finished here. */
 static bool run_second(const Exec *x, const CudaMembers *m, const int64_t *sym, PeftError *err) {
     int ahead = ((const PeftGemm *)m->step->desc)->ahead;
     const PeftStep *second = m->step + ahead;

@@ -4,9 +4,9 @@
  *
  * with any epilogue f that generated code computes in between (narrow_sum8), and any over C, which
  * it computes in the end, instead of storing C (narrow_get8). A block has 16 rows and COLUMNS
- * columns of C. It computes all of its rows' middle, as the other blocks of these rows
- * do: that is cheaper than another launch. All that it multiplies comes into shared memory in one
- * burst of copies, the weights, which the kernel before does not write, ahead of the wait for it.
+ * columns of C. It computes all of its rows' middle, as the other blocks of these rows do: that is
+ * cheaper than another launch. All that it multiplies comes into shared memory in one burst of
+ * copies, the weights, which the kernel before does not write, ahead of the wait for it.
  *
  * Warps share the first product by k; their parts are added in order. Rows that a matrix has beyond
  * the launch are zero in shared memory, and nothing of them is read or written. Invariant: every
