@@ -211,16 +211,17 @@ static int run_pair(Run *r, PeftFn fn, const PeftStep *s, const PeftStep *second
     }
 }
 
-/* A result of a step: a matrix [m, n] in bf16. */
+/* A result of a step: a matrix [m, n] in bf16, zero in few places but beyond the batch's rows. */
 static void same_result(const Run *a, const Run *b, PeftFn fn, const PeftStep *s, int k) {
     const PeftGemm *g = s->desc;
-    int64_t n = peft_dim(g->m, a->sym) * g->n, other = 0;
+    int64_t n = peft_dim(g->m, a->sym) * g->n, real = peft_dim(g->m, a->device_sym) * g->n;
+    int64_t nonzero = 0;
     const uint16_t *x = args_of(a, fn, s)[k], *y = args_of(b, fn, s)[k];
     assert_int_equal(PEFT_REF_KIND(s->arg[k]), PEFT_REF_TEMP);
     assert_int_equal(a->b->p->table.fn[fn].temp[PEFT_REF_INDEX(s->arg[k])].dtype, DT_WORK);
     assert_memory_equal(x, y, (size_t)n * sizeof *x);
-    for (int64_t i = 1; i < n; i++) other += x[i] != x[0];
-    assert_true(other > n / 4);
+    for (int64_t i = 0; i < n; i++) nonzero += (x[i] & 0x7fff) != 0;
+    assert_in_range(nonzero, real / 2, real);
 }
 
 /* Every finished pair of a training step; returns how many have further results. */
