@@ -168,6 +168,10 @@ void *exec_var(const Exec *x, int var) {
     return (void *)exec_value(x, var);
 }
 
+bool exec_zero(const Exec *x, int var) {
+    return x->cuda && cuda_zero(x, var);
+}
+
 int64_t exec_driver_bytes(const Exec *x) {
     return x->cuda ? cuda_driver_bytes(x) : -1;
 }

@@ -81,6 +81,9 @@ const char *device_name(Device d); /* as --device and the metrics files write it
  * read it. On a GPU its value there is what the host wrote, or what exec_pull copied back. */
 void *exec_var(const Exec *x, int var);
 const void *exec_value(const Exec *x, int var);
+/* Sets a variable that nobody has written yet to zero without a byte of the host's; false: not on
+ * this device, or too late. */
+bool exec_zero(const Exec *x, int var);
 bool exec_pull(Exec *x, PeftError *err);
 void *exec_input(const Exec *x, PeftInputId id);
 /* A function's output by name after a run; NULL when it has none of that name. */

@@ -44,6 +44,12 @@ static const char *source_names(const ModelSource *src, char *buf, size_t size) 
     return buf;
 }
 
+/* Gradients' moments and the like begin as zeros. */
+static bool is_cleared(const Exec *x, int i) {
+    const PeftVar *v = &x->program->var[i];
+    return v->is_state && v->init == PEFT_ZEROS && exec_zero(x, i);
+}
+
 /* What variable i is filled from. */
 static bool find_source(Exec *x, int i, Opened *o, const ModelSource *src, Fill *f, ModelReport *r,
                         PeftError *err) {
@@ -71,6 +77,7 @@ static bool fill_from(Exec *x, Opened *o, const ModelSource *src, uint64_t seed,
     for (int i = 0; ok && i < x->program->nvar; i++) {
         const PeftVar *v = &x->program->var[i];
         if (derived && !(v->derived && weight_map_find(o->map, v->name))) continue;
+        if (is_cleared(x, i)) continue;
         ok = find_source(x, i, o, src, &fill[n++], r, err);
     }
     ok = ok && fill_all(fill, n, (int)x->train_sym[PEFT_SYM_W], seed, err);

@@ -320,32 +320,48 @@ typedef struct Arrays {
     int32_t *lead, *place;
 } Arrays;
 
-/* The operands k of a batch's products become an array, when they are different temporaries of one
- * size that are in no array yet. */
+/* Of the operands k of a batch's products those become an array that are different temporaries of
+ * one size and in no array yet. */
 static void join_operands(const PeftProgram *p, PeftFn fn, const Batched *b, int k, PlanItem *item,
                           const Arrays *a) {
     const PeftStep *step = p->fn[fn].step;
     int32_t temp[BATCH_MOST];
+    int n = 0;
     for (int i = 0; i < b->n; i++) {
-        int32_t ref = batch_operand(p, &step[b->step[i]], k);
-        if (PEFT_REF_KIND(ref) != PEFT_REF_TEMP) return;
-        temp[i] = PEFT_REF_INDEX(ref);
-        if (a->lead[temp[i]] >= 0 || item[temp[i]].bytes != item[temp[0]].bytes) return;
-        for (int j = 0; j < i; j++)
-            if (temp[j] == temp[i]) return;
+        int32_t ref = batch_operand(p, &step[b->step[i]], k), t = PEFT_REF_INDEX(ref);
+        bool joins = PEFT_REF_KIND(ref) == PEFT_REF_TEMP && a->lead[t] < 0;
+        for (int j = 0; joins && j < n; j++)
+            joins = temp[j] != t && item[temp[j]].bytes == item[t].bytes;
+        if (joins) temp[n++] = t;
     }
-    PlanItem *all = &item[temp[0]];
-    if (all->bytes > INT64_MAX / (2 * BATCH_MOST)) return; /* too much anyway: not added up */
-    for (int i = 0; i < b->n; i++) {
+    if (n < 2 || item[temp[0]].bytes > INT64_MAX / (2 * BATCH_MOST))
+        return; /* too much anyway: not added up */
+    PlanItem all = item[temp[0]];
+    for (int i = 0; i < n; i++) {
         const PlanItem *one = &item[temp[i]];
-        if (one->first < all->first) all->first = one->first;
-        if (one->last > all->last) all->last = one->last;
+        if (one->first < all.first) all.first = one->first;
+        if (one->last > all.last) all.last = one->last;
         a->lead[temp[i]] = temp[0];
         a->place[temp[i]] = i;
     }
-    for (int i = 1; i < b->n; i++) {
-        item[temp[i]].first = all->first;
-        item[temp[i]].last = all->last;
+    for (int i = 0; i < n; i++) {
+        item[temp[i]].first = all.first;
+        item[temp[i]].last = all.last;
+    }
+}
+
+/* What products that wait for the last of them touch lives until then. */
+static void extend_waiting(const PeftFunction *f, const Batched *b, PlanItem *item) {
+    int32_t after = f->nstep - 1 - b->at;
+    int32_t last = b->at + (after < PLAN_GPU_SLACK ? after : PLAN_GPU_SLACK);
+    for (int i = 0; i < b->n; i++) {
+        const PeftStep *s = &f->step[b->step[i]];
+        for (int k = 0; k <= s->narg; k++) {
+            int32_t ref = k < s->narg ? s->arg[k] : s->workspace;
+            if (PEFT_REF_KIND(ref) != PEFT_REF_TEMP) continue;
+            PlanItem *it = &item[PEFT_REF_INDEX(ref)];
+            if (it->last < last) it->last = last;
+        }
     }
 }
 
@@ -355,10 +371,14 @@ static bool find_arrays(const Planner *pl, PeftFn fn, PlanItem *item, const Arra
     for (int i = 0; i < f->ntemp; i++) a->lead[i] = -1;
     if (is_gpu(symbols_of(pl, fn)) && !batches_find(pl->program, fn, &batches, pl->err))
         return false;
-    for (int n = BATCH_MOST; n > 1; n--) /* large ones first: parts of them are arrays, too */
-        for (int i = 0; i < batches.n; i++)
-            for (int k = 0; batches.batch[i].n == n && k < BATCH_OPERANDS; k++)
-                join_operands(pl->program, fn, &batches.batch[i], k, item, a);
+    for (int i = 0; i < batches.n; i++)
+        if (batch_waits(&batches.batch[i])) extend_waiting(f, &batches.batch[i], item);
+    for (int waits = 0; waits < 2; waits++)
+        for (int n = BATCH_MOST; n > 1; n--) /* large ones first: parts of them are arrays, too */
+            for (int i = 0; i < batches.n; i++)
+                for (int k = 0; k < BATCH_OPERANDS; k++)
+                    if (batches.batch[i].n == n && batch_waits(&batches.batch[i]) == waits)
+                        join_operands(pl->program, fn, &batches.batch[i], k, item, a);
     for (int i = 0; i < f->ntemp; i++)
         if (a->lead[i] < 0) a->lead[i] = i;
     batches_free(&batches);

@@ -238,17 +238,39 @@ static PeftStep build_step(Builder *b, const Kernel *k, int step) {
     return s;
 }
 
-/* Kernels that more than one step of the optimizer runs, such as AdamW, once for each parameter. */
+static bool reads_result(const PeftStep *t, const PeftStep *s) {
+    for (int i = 0; i < t->narg; i++)
+        for (int k = s->nread; k < s->narg; k++)
+            if (t->arg[i] == s->arg[k]) return true;
+    return false;
+}
+
+/* By step, whether nothing but the optimizer needs it in the end, as with the gradient of a bias.
+ */
+static bool *find_unhurried(Builder *b, const PeftFunction *f) {
+    bool *unhurried = graph_alloc(b->g, (size_t)f->nstep + 1);
+    for (int i = f->nstep - 1; i >= 0; i--) {
+        const PeftStep *s = &f->step[i];
+        unhurried[i] = s->pass != PASS_FORWARD;
+        for (int j = i + 1; j < f->nstep && unhurried[i] && s->pass != PASS_OPTIMIZER; j++)
+            unhurried[i] = unhurried[j] || !reads_result(&f->step[j], s);
+    }
+    return unhurried;
+}
+
+/* Kernels that more than one step runs, and only such steps: AdamW for one, once for each
+ * parameter. */
 static void find_groups(Builder *b, const PeftFunction *f) {
-    bool *seen = graph_alloc(b->g, (size_t)b->out->table.nkernel + 1);
+    size_t n = (size_t)b->out->table.nkernel + 1;
+    int32_t *calls = graph_alloc(b->g, n * sizeof *calls);
+    const bool *unhurried = find_unhurried(b, f);
+    for (int i = 0; i < f->nstep; i++) calls[f->step[i].kernel] += unhurried[i] ? 1 : -f->nstep;
     for (int i = 0; i < f->nstep; i++) {
         int32_t k = f->step[i].kernel;
         const CodeEntry *e = &b->out->entry[k];
-        if (f->step[i].pass != PASS_OPTIMIZER || b->kernel[k].kind == PEFT_KERNEL_GEMM ||
-            e->code < 0 || e->nsite || f->step[i].narg > MOST_GROUPED)
-            continue;
-        if (seen[k]) b->out->code[e->code].group = true;
-        seen[k] = true;
+        if (calls[k] > 1 && b->kernel[k].kind != PEFT_KERNEL_GEMM && e->code >= 0 && !e->nsite &&
+            f->step[i].narg <= MOST_GROUPED)
+            b->out->code[e->code].group = true;
     }
 }
 

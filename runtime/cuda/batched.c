@@ -1,7 +1,8 @@
-/* See batched.h. A batch runs in the place of its first step, so the others must not need, nor
- * change, anything of the steps that they overtake; an epilogue that is a kernel of its own stays
- * where it was. */
+/* See batched.h. Buffers are compared here, of which a step touches few; what their bytes have to
+ * do with each other is up to the order. */
 #include "batched.h"
+
+#include "moves.h"
 
 #include <stdlib.h>
 
@@ -16,6 +17,12 @@ static bool may_join(const PeftGemm *g) {
 
 bool batch_leaves_epilogue(const PeftGemm *g) {
     return !g->plain && !g->joined && !g->finished;
+}
+
+bool batch_waits(const Batched *b) {
+    bool waits = false;
+    for (int i = 0; i < b->n; i++) waits = waits || b->step[i] < b->at;
+    return waits;
 }
 
 static bool same_form(const PeftGemm *a, const PeftGemm *b) {
@@ -35,87 +42,104 @@ int32_t batch_operand(const PeftProgram *p, const PeftStep *s, int k) {
     return g->plain && extra >= 0 ? s->arg[extra] : PEFT_REF_NONE;
 }
 
-/* ---- what steps have to do with each other ---- */
-
-typedef struct Touch { /* a buffer that a step reads or writes */
-    int32_t ref;
-    bool written;
-} Touch;
+/* ---- what steps touch ---- */
 
 typedef struct Touches {
-    Touch *touch;
-    int32_t *first; /* by step, and the end */
-    int32_t *last;  /* by step: behind what it touches, of a product without its epilogue */
+    OrderRange *range; /* a buffer each */
+    OrderStep *step, *product, *epilogue;
 } Touches;
 
-static int32_t add_touches(const PeftProgram *p, PeftSpan span, Touch *out) {
+static int add_touches(const PeftProgram *p, PeftSpan span, OrderRange *out) {
     const PeftStep *s = span.step;
-    int32_t n = 0;
+    int n = 0;
     for (int i = span.begin; i < span.end; i++) {
+        int64_t ref = (uint32_t)s->arg[i];
         bool c = product_of(p, s) && i == PEFT_GEMM_C;
-        if (s->arg[i] != PEFT_REF_NONE) out[n++] = (Touch){s->arg[i], c || i >= s->nread};
+        if (s->arg[i] != PEFT_REF_NONE) out[n++] = (OrderRange){ref, ref + 1, c || i >= s->nread};
     }
     return n;
 }
 
+static void split_touches(const PeftProgram *p, const PeftFunction *f, Touches *t, int32_t i) {
+    const PeftGemm *g = product_of(p, &f->step[i]);
+    OrderStep all = t->step[i];
+    t->product[i] = all;
+    t->epilogue[i] = (OrderStep){NULL, 0};
+    if (!g || !batch_leaves_epilogue(g)) return;
+    t->product[i].n = PEFT_GEMM_C + 1;
+    t->epilogue[i] = (OrderStep){all.range + PEFT_GEMM_C, all.n - PEFT_GEMM_C};
+}
+
 static bool find_touches(const PeftProgram *p, const PeftFunction *f, Touches *t, PeftError *err) {
     PeftSpan span[PEFT_SPANS];
-    size_t room = 1;
+    size_t room = 1, n = (size_t)f->nstep + 1;
     for (int i = 0; i < f->nstep; i++) {
         peft_spans(p, &f->step[i], span);
         for (int k = 0; k < PEFT_SPANS; k++) room += (size_t)(span[k].end - span[k].begin);
     }
-    t->touch = peft_alloc(room, sizeof *t->touch, err);
-    t->first = peft_alloc((size_t)f->nstep + 1, sizeof *t->first, err);
-    t->last = peft_alloc((size_t)f->nstep + 1, sizeof *t->last, err);
-    if (!t->touch || !t->first || !t->last) return false;
-    int32_t n = 0;
-    for (int i = 0; i < f->nstep; i++) {
-        t->first[i] = n;
+    t->range = peft_alloc(room, sizeof *t->range, err);
+    t->step = peft_alloc(3 * n, sizeof *t->step, err);
+    if (!t->range || !t->step) return false;
+    t->product = t->step + n;
+    t->epilogue = t->product + n;
+    OrderRange *at = t->range;
+    for (int32_t i = 0; i < f->nstep; i++) {
+        OrderStep *s = &t->step[i];
+        *s = (OrderStep){at, 0};
         peft_spans(p, &f->step[i], span);
-        for (int k = 0; k < PEFT_SPANS; k++) n += add_touches(p, span[k], t->touch + n);
-        const PeftGemm *g = product_of(p, &f->step[i]);
-        t->last[i] = g && batch_leaves_epilogue(g) ? t->first[i] + PEFT_GEMM_C + 1 : n;
+        for (int k = 0; k < PEFT_SPANS; k++) s->n += add_touches(p, span[k], at + s->n);
+        at += s->n;
+        split_touches(p, f, t, i);
     }
-    t->first[f->nstep] = n;
     return true;
-}
-
-/* Of what step a touches from its argument `from` on, with step b's product. */
-static bool conflict(const Touches *t, int a, int from, int b) {
-    for (int i = t->first[a] + from; i < t->first[a + 1]; i++)
-        for (int k = t->first[b]; k < t->last[b]; k++)
-            if (t->touch[i].ref == t->touch[k].ref && (t->touch[i].written || t->touch[k].written))
-                return true;
-    return false;
 }
 
 /* ---- batches ---- */
 
-/* Whether step j can run where the batch's first step stands. leader: by step, that of its batch,
- * or the step itself; of what belongs to an earlier batch only an epilogue runs behind it. */
-static bool can_overtake(const Touches *t, const int32_t *leader, int first, int j) {
-    for (int i = first; i < j; i++) {
-        bool ran = leader[i] < first;
-        if (ran && t->last[i] == t->first[i + 1]) continue;
-        if (conflict(t, i, ran ? PEFT_GEMM_C : 0, j)) return false;
-    }
-    return true;
+typedef struct Finder {
+    const PeftProgram *program;
+    const PeftFunction *function;
+    Touches touches;
+    Moves moves;
+    bool *taken; /* by step: it is in a batch */
+} Finder;
+
+/* A gradient of few elements, as of an adapter: such a product leaves most of the GPU idle, and
+ * nobody waits for it before the optimizer. */
+static bool may_wait(const PeftGemm *g) {
+    return may_join(g) && !batch_leaves_epilogue(g) && g->m >= 0 && g->n >= 0 &&
+           g->m <= BATCH_WAITS / (g->n ? g->n : 1);
 }
 
-static Batched gather(const PeftProgram *p, const PeftFunction *f, const Touches *t,
-                      int32_t *leader, int first) {
-    Batched b = {.step = {first}, .n = 1, .first = first};
-    const PeftGemm *g = product_of(p, &f->step[first]);
-    for (int j = first + 1; j < f->nstep && j < first + BATCH_REACH && b.n < BATCH_MOST; j++) {
-        const PeftGemm *other = product_of(p, &f->step[j]);
-        if (!may_join(other) || leader[j] != j || !same_form(g, other) ||
-            !can_overtake(t, leader, first, j))
-            continue;
-        leader[j] = first;
-        b.step[b.n++] = j;
+/* The batch of step `first` and those behind it that can run at its place, or, when they may wait,
+ * the last one's. */
+static Batched gather(Finder *d, int32_t first, bool waits) {
+    Batched b = {.step = {first}, .n = 1, .at = first};
+    const PeftFunction *f = d->function;
+    const PeftGemm *g = product_of(d->program, &f->step[first]);
+    int32_t end = first + (waits ? BATCH_WAIT_REACH : BATCH_REACH);
+    OrderStep product[BATCH_MOST] = {d->touches.product[first]};
+    for (int32_t j = first + 1; j < f->nstep && j < end && b.n < BATCH_MOST; j++) {
+        const PeftGemm *other = product_of(d->program, &f->step[j]);
+        if (!may_join(other) || d->taken[j] || !same_form(g, other)) continue;
+        b.step[b.n] = j;
+        product[b.n] = d->touches.product[j];
+        if (moves_try(&d->moves, b.step, product, b.n + 1, waits ? j : first)) {
+            b.n++;
+            b.at = waits ? j : first;
+        }
     }
+    for (int i = 0; i < b.n && b.n > 1; i++) d->taken[b.step[i]] = true;
     return b;
+}
+
+static void find_batches(Finder *d, bool waits, Batches *out) {
+    for (int32_t i = 0; i < d->function->nstep; i++) {
+        const PeftGemm *g = product_of(d->program, &d->function->step[i]);
+        if (d->taken[i] || !(waits ? g && may_wait(g) : may_join(g))) continue;
+        Batched b = gather(d, i, waits);
+        if (b.n > 1) out->batch[out->n++] = b;
+    }
 }
 
 /* ---- their order ---- */
@@ -185,22 +209,18 @@ static bool sort_batches(const PeftProgram *p, const PeftFunction *f, const Batc
 
 bool batches_find(const PeftProgram *p, PeftFn fn, Batches *out, PeftError *err) {
     const PeftFunction *f = &p->fn[fn];
-    Touches t = {NULL, NULL, NULL};
-    int32_t *leader = peft_alloc((size_t)f->nstep + 1, sizeof *leader, err);
-    *out = (Batches){peft_alloc((size_t)f->nstep / 2 + 1, sizeof *out->batch, err), 0};
-    bool ok = leader && out->batch && find_touches(p, f, &t, err);
-    for (int i = 0; ok && i < f->nstep; i++) leader[i] = i;
-    for (int i = 0; ok && i < f->nstep; i++) {
-        const PeftGemm *g = product_of(p, &f->step[i]);
-        if (!may_join(g) || leader[i] != i) continue;
-        Batched b = gather(p, f, &t, leader, i);
-        if (b.n > 1) out->batch[out->n++] = b;
-    }
+    size_t n = (size_t)f->nstep + 1;
+    Finder d = {.program = p, .function = f};
+    d.taken = peft_zalloc(n, sizeof *d.taken, err);
+    *out = (Batches){peft_alloc(n, sizeof *out->batch, err), 0};
+    bool ok = d.taken && out->batch && find_touches(p, f, &d.touches, err) &&
+              moves_open(&d.moves, p, f, d.touches.step, d.touches.epilogue, err);
+    for (int waits = 0; ok && waits < 2; waits++) find_batches(&d, waits, out);
     ok = ok && sort_batches(p, f, out, err);
-    free(leader);
-    free(t.touch);
-    free(t.first);
-    free(t.last);
+    moves_close(&d.moves);
+    free(d.taken);
+    free(d.touches.range);
+    free(d.touches.step);
     if (!ok) batches_free(out);
     return ok;
 }

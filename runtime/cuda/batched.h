@@ -10,17 +10,19 @@
 #include "../peftrt.h"
 
 enum {
-    BATCH_MOST = 3,   /* products: queries, keys and values */
-    BATCH_REACH = 24, /* steps of the program from the first to the last */
+    BATCH_MOST = 4,        /* products: an adapter's gradients of two layers */
+    BATCH_REACH = 24,      /* steps of the program from the first to the last */
+    BATCH_WAIT_REACH = 64, /* the same where the first waits for the last */
+    BATCH_WAITS = 1 << 17, /* elements of a result that may wait */
     BATCH_OPERANDS = 5
 };
 
-/* Steps in the order of their operands in memory; they run where the one stands that comes first in
- * the program. */
+/* Steps in the order of their operands in memory. They run where the first of them stands in the
+ * program, or, small gradients, the last: what these touch has to live until then. */
 typedef struct Batched {
     int32_t step[BATCH_MOST];
-    int32_t n;     /* at least 2 */
-    int32_t first; /* the least of step */
+    int32_t n;  /* at least 2 */
+    int32_t at; /* one of step */
 } Batched;
 
 typedef struct Batches {
@@ -31,6 +33,9 @@ typedef struct Batches {
 /* All batches of a function, each step in one at most. */
 bool batches_find(const PeftProgram *p, PeftFn fn, Batches *out, PeftError *err);
 void batches_free(Batches *b);
+
+/* Whether products of the batch wait for the last of them. */
+bool batch_waits(const Batched *b);
 
 /* Whether a product's step ends with a kernel of its own, which is not part of a batch. */
 bool batch_leaves_epilogue(const PeftGemm *g);

@@ -175,9 +175,9 @@ bool cuda_open(Exec *x, PeftError *err) {
         return false;
     if (!cuda_ok(d->api->cuStreamCreate(&d->stream, CU_STREAM_NON_BLOCKING), "make a stream", err))
         return false;
-    d->touched = peft_zalloc((size_t)x->program->nvar, 1, err);
+    d->value = peft_zalloc((size_t)x->program->nvar, 1, err);
     d->graph = peft_zalloc(CUDA_MAX_GRAPHS, sizeof *d->graph, err);
-    if (!d->touched || !d->graph || !reserve(x, err)) return false;
+    if (!d->value || !d->graph || !reserve(x, err)) return false;
     d->overlap = d->gpu.major >= OVERLAP_MAJOR && d->api->driver_version >= OVERLAP_DRIVER;
     startup_end(STARTUP_DEVICE);
     if (!cuda_code_open(&d->code, d->api, x->program, x->compute, &d->gpu, err) ||
@@ -203,7 +203,7 @@ void cuda_close(Exec *x) {
     if (d->gpu.context) cuda_device_close(d->api, &d->gpu);
     cuda_api_close(d->api);
     free(d->kernel);
-    free(d->touched);
+    free(d->value);
     free(d);
     x->cuda = NULL;
 }
@@ -233,12 +233,25 @@ static bool download(const Exec *x, void *host, int64_t bytes, PeftError *err) {
                    "copy from the GPU", err);
 }
 
+static bool clear(const Exec *x, const void *host, int64_t bytes, PeftError *err) {
+    CudaExec *d = x->cuda;
+    return bytes == 0 ||
+           cuda_ok(d->api->cuMemsetD8Async(cuda_address(x, host), 0, (size_t)bytes, d->stream),
+                   "clear memory of the GPU", err);
+}
+
 bool cuda_wait(const Exec *x, const char *what, PeftError *err) {
     return cuda_ok(x->cuda->api->cuStreamSynchronize(x->cuda->stream), what, err);
 }
 
 void cuda_touch(const Exec *x, int var) {
-    x->cuda->touched[var] = true;
+    x->cuda->value[var] = CUDA_HOST;
+}
+
+bool cuda_zero(const Exec *x, int var) {
+    uint8_t *value = &x->cuda->value[var];
+    if (*value == CUDA_NOWHERE) *value = CUDA_ZERO;
+    return *value == CUDA_ZERO;
 }
 
 static void *var_at(const Exec *x, int var) {
@@ -262,7 +275,8 @@ bool cuda_pull(Exec *x, PeftError *err) {
     if (!x->cuda->ahead) return true;
     for (int i = 0; i < x->program->nvar; i++) {
         const PeftVar *v = &x->program->var[i];
-        if (x->cuda->touched[i] || !(v->trainable || v->is_state || v->derived)) continue;
+        bool waits = x->cuda->value[i] == CUDA_HOST || x->cuda->value[i] == CUDA_ZERO;
+        if (waits || !(v->trainable || v->is_state || v->derived)) continue;
         if (!download(x, var_at(x, i), var_bytes(x, i), err)) return false;
     }
     if (!cuda_wait(x, "copy the variables back", err)) return false;
@@ -273,8 +287,11 @@ bool cuda_pull(Exec *x, PeftError *err) {
 static bool push_variables(Exec *x, PeftError *err) {
     CudaExec *d = x->cuda;
     for (int i = 0; i < x->program->nvar; i++) {
-        if (d->touched[i] && !upload(x, var_at(x, i), var_bytes(x, i), err)) return false;
-        d->touched[i] = false;
+        int64_t bytes = var_bytes(x, i);
+        void *at = var_at(x, i);
+        if (d->value[i] == CUDA_HOST && !upload(x, at, bytes, err)) return false;
+        if (d->value[i] == CUDA_ZERO && !clear(x, at, bytes, err)) return false;
+        if (d->value[i] != CUDA_NOWHERE) d->value[i] = CUDA_DEVICE;
     }
     return true;
 }

@@ -15,6 +15,7 @@ bool cuda_open(Exec *x, PeftError *err);
 void cuda_close(Exec *x);
 
 void cuda_touch(const Exec *x, int var); /* the host may write the variable */
+bool cuda_zero(const Exec *x, int var);  /* see exec_zero */
 bool cuda_pull(Exec *x, PeftError *err); /* variables that the device changed, to the host */
 /* sym: the batch's sizes; size: the same as the device rounds them up, which is what is launched.
  */

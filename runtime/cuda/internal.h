@@ -36,6 +36,13 @@ typedef struct CudaGraph { /* a function for one size of batch */
     CUgraphExec exec; /* captured, or NULL so far */
 } CudaGraph;
 
+typedef enum CudaValue { /* of a variable, where it is */
+                         CUDA_NOWHERE,
+                         CUDA_HOST, /* the host may have written it */
+                         CUDA_ZERO, /* to be set to zero, as nothing was written yet */
+                         CUDA_DEVICE
+} CudaValue;
+
 struct CudaExec {
     CudaApi *api;
     CudaDevice gpu;
@@ -54,7 +61,7 @@ struct CudaExec {
     bool plain; /* no graphs: steps are launched one by one each time */
     CudaGraph *graph;
     int ngraph;
-    bool *touched;           /* by variable: the host may have written it */
+    uint8_t *value;          /* CudaValue, by variable */
     bool ahead;              /* the device may have changed variables since they were copied back */
     struct CudaQueue *queue; /* of submitted runs; made by the first */
 };
@@ -77,8 +84,8 @@ typedef struct CudaMembers {
 /* Step i of a function's order. */
 CudaMembers cuda_members(const Exec *x, PeftFn fn, int i);
 
-/* What a step needs and can have before its operands are there: a quantised weight, dequantised
- * into its workspace. It comes before cuda_step. */
+/* What steps need and can have before their operands are there: quantised weights, each dequantised
+ * into its step's workspace, in one launch. It comes before cuda_step. */
 bool cuda_prepare(const Exec *x, const CudaMembers *m, const int64_t sym[PEFT_SYM_COUNT],
                   PeftError *err);
 

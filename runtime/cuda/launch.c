@@ -10,8 +10,9 @@ enum {
     MOST_GRID_Y = 65535, /* blocks */
     ATTENTION_BLOCK = 128,
     FLAT_BLOCK = 256,
-    SUM_VALUES = 8,     /* of a thread, at least */
-    DEQUANT_VALUES = 8, /* of a thread */
+    SUM_VALUES = 8, /* of a thread, at least */
+    DEQUANT_BLOCK = 128,
+    DEQUANT_VALUES = 64, /* of a thread */
     VECTOR_BYTES = 16,
     NARROW_MOST = 1024 /* rows: each 16 compute their middle once for every part of the columns */
 };
@@ -83,7 +84,7 @@ static int64_t grid_of(const PeftKernel *k, int64_t rows, int64_t cols) {
     }
 }
 
-/* The arguments of steps of a kernel for several: PkGroup of kernel_cuda.h. */
+/* The arguments of several steps: PkGroup of kernel_cuda.h. */
 typedef struct Group {
     CUdeviceptr at[MAX_PARAMS];
 } Group;
@@ -126,18 +127,6 @@ static bool run_generated(const Exec *x, const PeftStep *s, void *const *const *
                    k->block, err);
 }
 
-/* An NF4 operand is dequantised behind the library's part of the workspace. */
-static bool dequantise(const Exec *x, void *const *arg, CUdeviceptr to, int64_t count,
-                       int double_quant, PeftError *err) {
-    Launch l = {.n = 0};
-    pass_buffers(&l, x, arg, 1);
-    pass(&l, &to);
-    pass(&l, &count);
-    pass(&l, &double_quant);
-    return launch(x, x->cuda->dequant, &l, ceil_div(count, DEQUANT_VALUES * FLAT_BLOCK), FLAT_BLOCK,
-                  err);
-}
-
 static CudaMatmul product_of(const Exec *x, const PeftStep *s, void *const *arg, void *workspace,
                              const int64_t *sym) {
     const PeftGemm *g = s->desc;
@@ -157,7 +146,8 @@ static CudaMatmul product_of(const Exec *x, const PeftStep *s, void *const *arg,
     if (g->plain) product.scale = (float)g->scale;
     if (g->plain && g->addend >= 0) product.addend = cuda_address(x, arg[g->addend]);
     if (g->plain && g->bias >= 0) product.bias = cuda_address(x, arg[g->bias]);
-    if (peft_is_nf4(g->b_dtype)) product.b = product.workspace + product.workspace_bytes;
+    if (peft_is_nf4(g->b_dtype)) /* dequantised, behind the library's part of the workspace */
+        product.b = product.workspace + product.workspace_bytes;
     return product;
 }
 
@@ -178,9 +168,19 @@ CudaMatmul cuda_product(const Exec *x, const CudaMembers *m, const int64_t sym[P
 bool cuda_prepare(const Exec *x, const CudaMembers *m, const int64_t sym[PEFT_SYM_COUNT],
                   PeftError *err) {
     const PeftGemm *g = m->step->desc;
-    CudaMatmul product = cuda_product(x, m, sym);
-    return dequantise(x, &m->arg[0][1], product.b, product.n * product.k, g->b_dtype == DT_NF4,
-                      err);
+    Launch l = {.n = 0};
+    Group group;
+    int64_t count = peft_dim(g->n, sym) * peft_dim(g->k, sym);
+    int double_quant = g->b_dtype == DT_NF4;
+    for (int i = 0; i < m->n; i++) {
+        group.at[2 * i] = cuda_address(x, m->arg[i][1]);
+        group.at[2 * i + 1] = product_of(x, m->step, m->arg[i], m->workspace[i], sym).b;
+    }
+    pass(&l, &group);
+    pass(&l, &count);
+    pass(&l, &double_quant);
+    return launch2(x, x->cuda->dequant, &l, ceil_div(count, DEQUANT_VALUES * DEQUANT_BLOCK), m->n,
+                   DEQUANT_BLOCK, err);
 }
 
 /* ---- two products through a narrow middle ---- */

@@ -5,6 +5,8 @@
 #include "order.h"
 
 #include "batched.h"
+#include "conflicts.h"
+#include "moves.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -12,7 +14,7 @@
 enum { NOTHING = -1 }; /* in clocks: no step of the stream has ended */
 
 typedef struct Placing {
-    const OrderStep *step;
+    const bool *conflict; /* [nstep][nstep] */
     int streams;
     int32_t *clock;   /* [nstep + 1][streams] */
     int32_t *tail;    /* by stream: its last step so far, or NOTHING */
@@ -21,17 +23,6 @@ typedef struct Placing {
     int npending;
     Order *out;
 } Placing;
-
-static bool conflict(const OrderStep *a, const OrderStep *b) {
-    for (int i = 0; i < a->n; i++)
-        for (int k = 0; k < b->n; k++) {
-            const OrderRange *x = &a->range[i], *y = &b->range[k];
-            int64_t begin = x->begin > y->begin ? x->begin : y->begin;
-            int64_t end = x->end < y->end ? x->end : y->end;
-            if (begin < end && (x->written || y->written)) return true;
-        }
-    return false;
-}
 
 static int32_t *clock_of(const Placing *p, int step) {
     return &p->clock[(size_t)step * (size_t)p->streams];
@@ -52,10 +43,11 @@ static void run_after(const Placing *p, int32_t *clock, int step) {
 static void find_pending(Placing *p, int i) {
     bool end = i == p->out->nstep;
     int32_t *clock = clock_of(p, i);
+    const bool *conflicts = &p->conflict[(size_t)i * (size_t)p->out->nstep];
     p->npending = 0;
     for (int s = 0; s < p->streams; s++) clock[s] = NOTHING;
     for (int j = i - 1; j >= 0; j--) {
-        if (reached(p, clock, j) || !(end || conflict(&p->step[i], &p->step[j]))) continue;
+        if (reached(p, clock, j) || !(end || conflicts[j])) continue;
         p->pending[p->npending++] = j;
         run_after(p, clock, j);
     }
@@ -116,14 +108,16 @@ static bool reserve(Placing *p, PeftError *err) {
 
 bool order_steps(const OrderStep *step, int n, int streams, Order *out, PeftError *err) {
     *out = (Order){.nstep = n};
-    Placing p = {.step = step, .streams = streams, .out = out};
-    bool ok = reserve(&p, err);
+    bool *conflict = order_conflicts(step, n, err);
+    Placing p = {.conflict = conflict, .streams = streams, .out = out};
+    bool ok = conflict && reserve(&p, err);
     for (int s = 0; ok && s < streams; s++) p.tail[s] = NOTHING;
     for (int i = 0; ok && i <= n; i++) {
         find_pending(&p, i);
         place(&p, i, i < n ? choose_stream(&p, i) : 0);
     }
     if (ok) out->first_wait[n + 1] = out->nwait;
+    free(conflict);
     free(p.clock);
     free(p.tail);
     free(p.depth);
@@ -176,13 +170,24 @@ static void add_buffers(Ranges *r, const PeftStep *s, int from, int to) {
         add_buffer(r, s->arg[k], k >= s->nread || (gemm && k == PEFT_GEMM_C));
 }
 
+static bool has_counters(PeftKernelKind kind) {
+    return kind == PEFT_KERNEL_FULL_SUM || kind == PEFT_KERNEL_INDEX;
+}
+
 /* Counters that launches of the same code share lie below the arena. */
 static void add_counters(Ranges *r, PeftKernelKind kind, int32_t kernel) {
     const PeftKernel *k = r->program->kernel;
     int32_t same = 0;
-    if (kind != PEFT_KERNEL_FULL_SUM && kind != PEFT_KERNEL_INDEX) return;
+    if (!has_counters(kind)) return;
     while (strcmp(k[same].name, k[kernel].name) != 0) same++;
     add_range(r, -1 - (int64_t)same, 1, true);
+}
+
+/* Launches that share counters may come in any order, and members of one have their own. Counters
+ * are a step's last range. */
+static OrderStep without_counters(const PeftProgram *p, const PeftStep *s, OrderStep touches) {
+    touches.n -= has_counters(p->kernel[s->kernel].kind);
+    return touches;
 }
 
 static OrderStep step_ranges(Ranges *r, const PeftStep *s) {
@@ -205,6 +210,7 @@ typedef struct Item {
     int32_t n;
     OrderPart part;
     OrderStep touches;
+    int32_t place;
 } Item;
 
 typedef struct Sequence { /* items in an order that is right on one stream */
@@ -249,91 +255,109 @@ static OrderStep member_touches(Ranges *r, const OrderStep *step, int32_t first,
     return s;
 }
 
-/* C and what follows it but for the workspace. */
-static OrderStep epilogue_touches(const OrderStep *step, int32_t j) {
+/* C and what follows it but for the workspace; nothing when no kernel is left behind the product.
+ */
+static OrderStep epilogue_touches(const Ranges *r, const OrderStep *step, int32_t j) {
+    const PeftStep *s = &r->program->fn[r->fn].step[j];
+    bool gemm = r->program->kernel[s->kernel].kind == PEFT_KERNEL_GEMM;
+    if (!gemm || !batch_leaves_epilogue(s->desc)) return (OrderStep){NULL, 0};
     return (OrderStep){step[j].range + PEFT_GEMM_C, step[j].n - PEFT_GEMM_C - 1};
 }
 
-static bool leaves_epilogue(const Ranges *r, int32_t step) {
-    const PeftStep *s = &r->program->fn[r->fn].step[step];
-    return r->program->kernel[s->kernel].kind == PEFT_KERNEL_GEMM && batch_leaves_epilogue(s->desc);
-}
+/* From the program's steps to items. */
+typedef struct Sequencer {
+    Ranges *ranges;
+    const OrderStep *step;
+    Moves moves;
+    Item *batch; /* by the step where it runs; n = 0: there is none */
+    bool *taken; /* by step: its product is in a batch */
+} Sequencer;
 
-/* Whether a product that touches this may run before what stands at step i: all of that, or what is
- * left there of a step whose product has moved away. */
-static bool may_pass(const Ranges *r, const OrderStep *step, int32_t i, bool moved,
-                     const OrderStep *touches) {
-    if (!moved) return !conflict(touches, &step[i]);
-    if (!leaves_epilogue(r, i)) return true;
-    OrderStep left = epilogue_touches(step, i);
-    return !conflict(touches, &left);
-}
-
-/* Whether the steps may all run where the first one in the program stands. taken: by step, that its
- * product runs before already. */
-static bool can_overtake(const Ranges *r, const OrderStep *step, const bool *taken, int32_t first,
-                         const int32_t *member, const OrderStep *touches, int n) {
-    for (int m = 0; m < n; m++)
-        for (int i = first; i < member[m]; i++) {
-            int with = 0;
-            while (with < n && member[with] != i) with++;
-            if (with < n && conflict(&touches[m], &touches[with])) return false;
-            if (!may_pass(r, step, i, with < n || taken[i], &touches[m])) return false;
-        }
-    return true;
-}
-
-static bool try_members(Ranges *r, const OrderStep *step, bool *taken, int32_t first,
-                        const int32_t *member, int n, Item *item) {
+static bool try_members(Sequencer *q, const int32_t *member, int n, int32_t at) {
+    Ranges *r = q->ranges;
     OrderStep touches[BATCH_MOST];
     int before = r->n;
-    for (int m = 0; m < n; m++) touches[m] = member_touches(r, step, first, member[m]);
-    if (!in_step(r, member, n) || !can_overtake(r, step, taken, first, member, touches, n)) {
+    int32_t first = member[0];
+    for (int m = 1; m < n; m++)
+        if (member[m] < first) first = member[m];
+    for (int m = 0; m < n; m++) touches[m] = member_touches(r, q->step, first, member[m]);
+    if (!in_step(r, member, n) || !moves_try(&q->moves, member, touches, n, at)) {
         r->n = before;
         return false;
     }
-    *item = (Item){.n = n, .part = ORDER_PRODUCTS, .touches = {&r->range[before], r->n - before}};
+    Item *item = &q->batch[at];
+    *item = (Item){.n = n,
+                   .part = ORDER_PRODUCTS,
+                   .touches = {&r->range[before], r->n - before},
+                   .place = moves_place(at)};
     for (int m = 0; m < n; m++) {
         item->step[m] = member[m];
-        taken[member[m]] = true;
+        q->taken[member[m]] = true;
     }
     return true;
 }
 
-/* All of the batch, or else the first step and another. */
-static void make_batch(Ranges *r, const OrderStep *step, bool *taken, const Batched *b,
-                       Item *item) {
-    if (try_members(r, step, taken, b->first, b->step, b->n, item)) return;
+/* All of the batch, or else two at a time, each where the first or the last of them stands. */
+static void make_batch(Sequencer *q, const Batched *b) {
+    if (try_members(q, b->step, b->n, b->at)) return;
     for (int i = 0; i + 1 < b->n; i++)
         for (int j = i + 1; j < b->n; j++) {
             const int32_t pair[] = {b->step[i], b->step[j]};
-            if ((pair[0] == b->first || pair[1] == b->first) &&
-                try_members(r, step, taken, b->first, pair, 2, item))
-                return;
+            bool last = batch_waits(b) == (pair[0] < pair[1]);
+            if (!q->taken[pair[0]] && !q->taken[pair[1]]) try_members(q, pair, 2, pair[last]);
         }
 }
 
-/* The steps of the program, those of a batch in the place of its first one. */
+static int by_place(const void *a, const void *b) {
+    const Item *x = a, *y = b;
+    if (x->place != y->place) return x->place < y->place ? -1 : 1;
+    return x->part != y->part ? (x->part < y->part ? -1 : 1) : x->step[0] - y->step[0];
+}
+
+/* Each step where it runs; a kernel that is left of a product behind where that was. */
+static void list_items(const Sequencer *q, Sequence *out) {
+    for (int32_t i = 0; i < q->moves.nstep; i++) {
+        const OrderStep *left = &q->moves.epilogue[i];
+        if (q->batch[i].n) out->item[out->n++] = q->batch[i];
+        if (!q->taken[i])
+            out->item[out->n++] =
+                (Item){.step = {i}, .n = 1, .touches = q->step[i], .place = q->moves.place[i]};
+        else if (left->n)
+            out->item[out->n++] = (Item){.step = {i},
+                                         .n = 1,
+                                         .part = ORDER_EPILOGUE,
+                                         .touches = *left,
+                                         .place = moves_place(i)};
+    }
+    qsort(out->item, (size_t)out->n, sizeof *out->item, by_place);
+}
+
 static bool make_sequence(Ranges *r, const OrderStep *step, Sequence *out, PeftError *err) {
-    int32_t n = r->program->fn[r->fn].nstep;
+    const PeftFunction *f = &r->program->fn[r->fn];
+    size_t room = (size_t)f->nstep + 1;
     Batches batches;
     if (!batches_find(r->program, r->fn, &batches, err)) return false;
-    bool *taken = peft_zalloc((size_t)n, sizeof *taken, err);
-    const Batched *b = batches.batch, *end = b + batches.n;
-    for (int32_t i = 0; taken && i < n; i++) {
-        Item *item = &out->item[out->n];
-        while (b < end && b->first < i) b++;
-        *item = (Item){.step = {i}, .n = 1, .touches = step[i]};
-        if (!taken[i] && b < end && b->first == i) make_batch(r, step, taken, b, item);
-        if (item->part == ORDER_PRODUCTS || !taken[i]) out->n++;
-        if (taken[i] && leaves_epilogue(r, i))
-            out->item[out->n++] = (Item){
-                .step = {i}, .n = 1, .part = ORDER_EPILOGUE, .touches = epilogue_touches(step, i)};
-        taken[i] = true;
+    OrderStep *bare = peft_zalloc(room, sizeof *bare, err);
+    OrderStep *epilogue = peft_zalloc(room, sizeof *epilogue, err);
+    Sequencer q = {.ranges = r,
+                   .step = step,
+                   .batch = peft_zalloc(room, sizeof *q.batch, err),
+                   .taken = peft_zalloc(room, sizeof *q.taken, err)};
+    bool ok = bare && epilogue && q.batch && q.taken;
+    for (int32_t i = 0; ok && i < f->nstep; i++) {
+        bare[i] = without_counters(r->program, &f->step[i], step[i]);
+        epilogue[i] = epilogue_touches(r, step, i);
     }
+    ok = ok && moves_open(&q.moves, r->program, f, bare, epilogue, err);
+    for (int32_t i = 0; ok && i < batches.n; i++) make_batch(&q, &batches.batch[i]);
+    if (ok) list_items(&q, out);
+    moves_close(&q.moves);
     batches_free(&batches);
-    free(taken);
-    return taken != NULL;
+    free(bare);
+    free(epilogue);
+    free(q.batch);
+    free(q.taken);
+    return ok;
 }
 
 /* ---- groups ---- */
@@ -347,6 +371,7 @@ typedef struct Grouping {
     const PeftProgram *program;
     const Item *item;
     int32_t nitem;
+    bool *conflict; /* [nitem][nitem], but for shared counters */
     int32_t *next;  /* by item: the next one of its group, or NOTHING */
     int32_t *group; /* by item: the group that it is the last of so far, or NOTHING */
     Group *of;
@@ -357,25 +382,25 @@ static const PeftStep *step_of(const Grouping *g, int32_t item) {
     return &g->f->step[g->item[item].step[0]];
 }
 
-/* Members have counters of their own: those that launches share are each step's last range. */
-static OrderStep without_counters(const Grouping *g, int32_t item) {
-    OrderStep s = g->item[item].touches;
-    s.n -= g->program->kernel[step_of(g, item)->kernel].kind == PEFT_KERNEL_FULL_SUM;
-    return s;
-}
-
 /* Whether the group may wait until item i, and item i be one of it. */
 static bool can_join(const Grouping *g, const Group *group, int32_t i) {
     const PeftStep *a = step_of(g, group->first), *b = step_of(g, i);
     if (a->kernel != b->kernel || a->rows != b->rows || group->n == PEFT_GROUP) return false;
-    OrderStep last = without_counters(g, i);
-    for (int32_t m = group->first; m != NOTHING; m = g->next[m]) {
-        OrderStep member = without_counters(g, m);
-        if (conflict(&member, &last)) return false;
-        for (int32_t j = group->last + 1; j < i; j++)
-            if (conflict(&member, &g->item[j].touches)) return false;
-    }
+    const size_t n = (size_t)g->nitem;
+    for (int32_t m = group->first; m != NOTHING; m = g->next[m])
+        for (int32_t j = group->last + 1; j <= i; j++)
+            if (g->conflict[(size_t)m * n + (size_t)j]) return false;
     return true;
+}
+
+static bool find_conflicts(Grouping *g, PeftError *err) {
+    OrderStep *bare = peft_alloc((size_t)g->nitem + 1, sizeof *bare, err);
+    if (!bare) return false;
+    for (int32_t i = 0; i < g->nitem; i++)
+        bare[i] = without_counters(g->program, step_of(g, i), g->item[i].touches);
+    g->conflict = order_conflicts(bare, g->nitem, err);
+    free(bare);
+    return g->conflict != NULL;
 }
 
 static void find_groups(Grouping *g) {
@@ -433,14 +458,16 @@ static void close_joined(Joining *j) {
     j->n++;
 }
 
-/* Dequantising reads a variable and writes the workspace: it need not wait for the product's other
+/* Dequantising reads variables and writes workspaces: it need not wait for the products' other
  * operand. A product's second range is that of B, its last one the workspace. */
-static void add_prepare(Joining *j, int32_t member) {
-    const OrderStep *s = &j->step[member];
+static void add_prepare(Joining *j, const Item *item) {
     open_joined(j, ORDER_PREPARES);
-    add_member(j, member);
-    add_range_of(j, &s->range[1]);
-    add_range_of(j, &s->range[s->n - 1]);
+    for (int m = 0; m < item->n; m++) {
+        const OrderStep *s = &j->step[item->step[m]];
+        add_member(j, item->step[m]);
+        add_range_of(j, &s->range[1]);
+        add_range_of(j, &s->range[s->n - 1]);
+    }
     close_joined(j);
 }
 
@@ -449,8 +476,7 @@ static void join_groups(const Grouping *g, Joining *j) {
     j->out->first_member[0] = 0;
     for (int32_t i = 0; i < g->nitem; i++) {
         if (g->group[i] == NOTHING) continue;
-        for (int m = 0; is_prepared(g, i) && m < g->item[i].n; m++)
-            add_prepare(j, g->item[i].step[m]);
+        if (is_prepared(g, i)) add_prepare(j, &g->item[i]);
         open_joined(j, g->item[i].part);
         for (int32_t m = g->of[g->group[i]].first; m != NOTHING; m = g->next[m]) {
             for (int k = 0; k < g->item[m].n; k++) add_member(j, g->item[m].step[k]);
@@ -477,21 +503,19 @@ static int by_rank(const void *a, const void *b) {
 }
 
 static bool rank_steps(const OrderStep *step, int n, Rank *rank, PeftError *err) {
-    bool *before = peft_zalloc((size_t)n * (size_t)n + 1, sizeof *before, err); /* [i][j]: j, i */
-    if (!before) return false;
+    bool *conflict = order_conflicts(step, n, err);
+    if (!conflict) return false;
     for (int i = 0; i < n; i++) {
         rank[i] = (Rank){.step = i};
-        for (int j = 0; j < i; j++) {
-            before[i * n + j] = conflict(&step[i], &step[j]);
-            if (before[i * n + j] && rank[j].depth >= rank[i].depth)
+        for (int j = 0; j < i; j++)
+            if (conflict[i * n + j] && rank[j].depth >= rank[i].depth)
                 rank[i].depth = rank[j].depth + 1;
-        }
     }
     for (int i = n - 1; i >= 0; i--)
         for (int j = 0; j < i; j++)
-            if (before[i * n + j] && rank[i].height >= rank[j].height)
+            if (conflict[i * n + j] && rank[i].height >= rank[j].height)
                 rank[j].height = rank[i].height + 1;
-    free(before);
+    free(conflict);
     return true;
 }
 
@@ -557,9 +581,10 @@ bool order_function(const PeftProgram *p, const ProgramPlan *plan, PeftFn fn,
         Joining j = {.step = step, .joined = step + n, .range = &r.range[r.n], .out = &members};
         g.item = sequence.item;
         g.nitem = sequence.n;
-        find_groups(&g);
-        join_groups(&g, &j);
-        ok = arrange(&j, err) && order_steps(j.joined, j.n, streams, out, err);
+        ok = find_conflicts(&g, err);
+        if (ok) find_groups(&g);
+        if (ok) join_groups(&g, &j);
+        ok = ok && arrange(&j, err) && order_steps(j.joined, j.n, streams, out, err);
     }
     if (ok) {
         out->member = members.member;
@@ -571,6 +596,7 @@ bool order_function(const PeftProgram *p, const ProgramPlan *plan, PeftFn fn,
     free(r.range);
     free(step);
     free(sequence.item);
+    free(g.conflict);
     free(g.next);
     free(g.group);
     free(g.of);

@@ -15,10 +15,33 @@ typedef struct Rehearsal {
 
 static Rehearsal rehearsal;
 
-/* The first question for an algorithm makes cuBLASLt read its tables. */
-static void ask_for_a_product(Rehearsal *r, PeftError *ignored) {
-    CudaMatmul product = {.m = 64, .n = 64, .k = 64, .in = CUDA_GEMM_BF16, .out = CUDA_GEMM_BF16};
-    if (cuda_gemm_open(&r->gemm, r->api, ignored)) cuda_gemm_plan(r->gemm, &product, ignored);
+/* The first question for an algorithm makes cuBLASLt read its tables, and more are read when a kind
+ * of product is first asked for: those of a step are asked for here. */
+static void ask_for_products(Rehearsal *r, PeftError *ignored) {
+    static const struct {
+        int64_t m, n, k;
+        bool trans_a, trans_b, bias;
+        CudaGemmType out;
+        int batch;
+    } kind[] = {{512, 768, 768, false, true, false, CUDA_GEMM_BF16, 1},
+                {512, 768, 768, false, true, true, CUDA_GEMM_BF16, 3},
+                {512, 768, 768, false, false, false, CUDA_GEMM_BF16, 3},
+                {768, 768, 512, true, false, false, CUDA_GEMM_BF16, 1},
+                {16, 768, 512, true, false, false, CUDA_GEMM_F32, 1},
+                {32, 2, 768, false, true, false, CUDA_GEMM_BF16, 1}};
+    if (!cuda_gemm_open(&r->gemm, r->api, ignored)) return;
+    for (size_t i = 0; i < sizeof kind / sizeof *kind; i++) {
+        CudaMatmul product = {.m = kind[i].m,
+                              .n = kind[i].n,
+                              .k = kind[i].k,
+                              .trans_a = kind[i].trans_a,
+                              .trans_b = kind[i].trans_b,
+                              .bias = kind[i].bias ? CUDA_GEMM_ALIGN : 0,
+                              .in = CUDA_GEMM_BF16,
+                              .out = kind[i].out,
+                              .batch = kind[i].batch};
+        cuda_gemm_plan(r->gemm, &product, ignored);
+    }
 }
 
 /* The context before the library: the program waits for the one and can load the other. */
@@ -28,7 +51,7 @@ static void *rehearse(void *ctx) {
     if (cuda_api_open_driver(&r->api, &ignored) &&
         cuda_device_open_first(r->api, &r->gpu, &ignored) &&
         cuda_api_need_products(r->api, &ignored))
-        ask_for_a_product(r, &ignored);
+        ask_for_products(r, &ignored);
     return NULL;
 }
 

@@ -7,7 +7,7 @@
  *   peft_index           n / 256, rounded up, at least 1            256
  *   peft_segment_sum     cols / 32, rounded up, by any y up to n    256
  *   peft_transpose       any; a block moves tiles of 32 x 32        256
- *   peft_nf4_dequant     count / 2048, rounded up                   256
+ *   peft_nf4_dequant     count / 8192, rounded up; y: weights       128
  *
  * Invariant: no float is added atomically, and every order of summation depends on sizes alone.
  * Launches of peft_index must not overlap in time: its counter is global. */
@@ -148,32 +148,37 @@ extern "C" __global__ void __launch_bounds__(32)
     if (threadIdx.x < 3 && from) to[threadIdx.x] = *from;
 }
 
-/* Eight elements of one NF4 block, from four bytes of codes, in every thread. The codes lie in
- * shared memory, 16 words in 16 banks, so that different ones cost nothing. Both buffers are
- * aligned to 16 bytes. */
-extern "C" __global__ void __launch_bounds__(256)
-    peft_nf4_dequant(const void *in, work *out, int64_t count, int double_quant) {
+/* The quantised weights of a product, or of a batch: in and out of each, aligned to 16 bytes, all
+ * of count elements. A warp has 32 NF4 blocks. First each lane computes the absmax of one; then all
+ * go through the blocks, four at a time, and a lane has eight elements, four bytes of codes. The 16
+ * values lie in the lanes twice: a shuffle does not see what is above a code's four bits. Nothing
+ * that is read here is ever written by a kernel, so that only the stores wait. */
+extern "C" __global__ void __launch_bounds__(128)
+    peft_nf4_dequant(const PkGroup<2> group, int64_t count, int double_quant) {
+    const Nf4View v = nf4_view(group.arg[blockIdx.y][0], count, double_quant != 0);
+    const int lane = threadIdx.x & 31;
+    const int64_t first = ((int64_t)blockIdx.x * 128 + threadIdx.x - lane) * 64; /* of the warp */
+    const int n = (int)max((int64_t)0, min((int64_t)2048, count - first)), whole = n & ~7;
+    const uint32_t *word = (const uint32_t *)(v.codes + (first >> 1)) + lane; /* of codes */
+    work *out = (work *)group.arg[blockIdx.y][1] + first;
+    const float point = nf4_lut[lane & 15];
+    uint32_t codes[8];
+#pragma unroll
+    for (int k = 0, at = lane * 8; k < 8; k++, at += 256) codes[k] = at < whole ? word[32 * k] : 0;
+    const float own = lane * 64 < n ? nf4_absmax(v, (first >> 6) + lane) : 0.0f;
     pk_begin();
-    __shared__ float lut[16];
-    if (threadIdx.x < 16) lut[threadIdx.x] = nf4_lut[threadIdx.x];
-    __syncthreads();
-    const Nf4View v = nf4_view(in, count, double_quant != 0);
-    const int64_t step = (int64_t)gridDim.x * 2048;
-    for (int64_t i = ((int64_t)blockIdx.x * 256 + threadIdx.x) * 8; i < count; i += step) {
-        if (i + 8 > count) {
-            for (int64_t j = i; j < count; j++) pk_put(out, j, nf4_value(v, j));
-            continue;
+#pragma unroll
+    for (int k = 0, at = lane * 8; k < 8; k++, at += 256) {
+        const float absmax = __shfl_sync(PK_WARP, own, k * 4 + lane / 8);
+        alignas(16) float value[8];
+#pragma unroll
+        for (int j = 0; j < 8; j++) { /* byte j / 2, high half first */
+            const uint32_t code = codes[k] >> (j / 2 * 8 + 4 - j % 2 * 4);
+            value[j] = __fmul_rn(__shfl_sync(PK_WARP, point, code), absmax);
         }
-        const uint32_t codes = *(const uint32_t *)(v.codes + i / 2);
-        const float absmax = nf4_absmax(v, i >> 6);
-        alignas(16) work value[8];
-#pragma unroll
-        for (int j = 0; j < 8; j++) /* byte j / 2, high half first */
-            pk_put(value, j, __fmul_rn(lut[codes >> (j / 2 * 8 + 4 - j % 2 * 4) & 15], absmax));
-#pragma unroll
-        for (int j = 0; j < (int)sizeof value / 16; j++)
-            ((float4 *)(out + i))[j] = ((const float4 *)value)[j];
+        if (at < whole) pk_put8(out, at, value);
     }
+    if (lane < n - whole) pk_put(out, whole + lane, nf4_value(v, first + whole + lane));
 }
 
 #endif

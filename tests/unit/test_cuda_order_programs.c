@@ -78,8 +78,9 @@ static const PeftGemm *gemm_of(const Compiled *m, const PeftStep *s) {
     return m->program->table.kernel[s->kernel].kind == PEFT_KERNEL_GEMM ? s->desc : NULL;
 }
 
-/* Of a step: all of it, or a product and the kernel behind it, which may be launched apart. */
-typedef enum Part { WHOLE, PRODUCT, EPILOGUE } Part;
+/* Of a step: all of it, or a product and the kernel behind it, which may be launched apart; beside
+ * either, the dequantising of the product's weight. */
+typedef enum Part { WHOLE, PRODUCT, EPILOGUE, PREPARES } Part;
 
 static bool is_gemm(const Compiled *m, const PeftStep *s) {
     return gemm_of(m, s) != NULL;
@@ -288,6 +289,13 @@ static void check_slack(const Compiled *m) {
     assert_true(reused > 0);
 }
 
+static bool is_quantised(const Compiled *m) {
+    const PeftProgram *p = &m->program->table;
+    for (int i = 0; i < p->nvar; i++)
+        if (peft_is_nf4(p->var[i].dtype)) return true;
+    return false;
+}
+
 static Order program_order(const Compiled *m, int streams) {
     Order o;
     PeftError err = {{0}, 0};
@@ -307,30 +315,37 @@ static int64_t operand_offset(const Compiled *m, const PeftStep *s, int k) {
     return touch_of(m, s, k).begin;
 }
 
-/* Products of a batch have one shape, and A, B and C lie at equal distances; other steps of a
- * launch run the same kernel over as many rows. */
+/* Where a product reads operand k: a quantised B in its workspace. */
+static int64_t product_operand(const Compiled *m, const PeftStep *s, int k) {
+    return operand_offset(m, s, k == 1 && peft_is_nf4(gemm_of(m, s)->b_dtype) ? s->narg : k);
+}
+
+/* Products of a batch, and what one launch dequantises for them, have one shape, and A, B and C lie
+ * at equal distances; other steps of a launch run the same kernel over as many rows. */
 static void check_members(const Compiled *m, const Order *o, int l) {
     const PeftStep *step = m->program->table.fn[PEFT_FN_TRAIN].step;
     const int32_t *member = &o->member[o->first_member[l]];
     int n = o->first_member[l + 1] - o->first_member[l];
     const PeftStep *a = &step[member[0]];
+    bool products = o->part[l] == ORDER_PRODUCTS || o->part[l] == ORDER_PREPARES;
     for (int i = 1; i < n; i++) {
         const PeftStep *b = &step[member[i]];
-        if (o->part[l] != ORDER_PRODUCTS) {
+        if (!products) {
             assert_true(a->kernel == b->kernel && a->rows == b->rows);
-            assert_true(member[i] > member[i - 1]);
             continue;
         }
         const PeftGemm *x = a->desc, *y = b->desc;
         assert_true(x->m == y->m && x->n == y->n && x->k == y->k);
         assert_true(x->trans_a == y->trans_a && x->trans_b == y->trans_b);
-        for (int k = 0; k < 3 && !peft_is_nf4(x->b_dtype); k++) {
-            int64_t stride = operand_offset(m, &step[member[1]], k) - operand_offset(m, a, k);
-            assert_int_equal(operand_offset(m, b, k) - operand_offset(m, a, k), i * stride);
+        assert_int_equal(x->b_dtype, y->b_dtype);
+        for (int k = 0; k < 3; k++) {
+            int64_t first = product_operand(m, a, k);
+            int64_t stride = product_operand(m, &step[member[1]], k) - first;
+            assert_int_equal(product_operand(m, b, k) - first, i * stride);
             assert_true(stride > 0 || (stride == 0 && k < 2));
         }
     }
-    assert_in_range(n, 1, o->part[l] == ORDER_PRODUCTS ? BATCH_MOST : PEFT_GROUP);
+    assert_in_range(n, 1, products ? BATCH_MOST : PEFT_GROUP);
 }
 
 /* By step of the program. Each is launched once. */
@@ -376,9 +391,14 @@ typedef struct Launched { /* a part of a step */
 
 static Launched launched_part(const Compiled *m, const Place *place, int i, Part part) {
     const PeftStep *step = m->program->table.fn[PEFT_FN_TRAIN].step;
-    Launched p = {.launch = part == EPILOGUE ? place[i].epilogue : place[i].product};
-    p.n = touches(m, &step[i], part, p.touch);
+    Launched p = {.launch = part == EPILOGUE   ? place[i].epilogue
+                            : part == PREPARES ? place[i].prepared
+                                               : place[i].product};
     const PeftGemm *g = gemm_of(m, &step[i]);
+    if (part == PREPARES)
+        p.touch[p.n++] = touch_of(m, &step[i], 1);
+    else
+        p.n = touches(m, &step[i], part, p.touch);
     if (part != EPILOGUE && place[i].workspace == i && !(g && g->back)) {
         p.touch[p.n] = touch_of(m, &step[i], step[i].narg);
         p.touch[p.n++].written = true;
@@ -393,22 +413,51 @@ static void check_parts(const Launched *later, const Launched *earlier, const bo
     assert_false(touches_conflict(later->touch, later->n, earlier->touch, earlier->n));
 }
 
+/* The parts of a step of the program that are launched apart. */
+static int parts_of(const Place *place, Part part[3]) {
+    bool split = place->product != place->epilogue;
+    int n = 0;
+    if (place->prepared >= 0) part[n++] = PREPARES;
+    part[n++] = split ? PRODUCT : WHOLE;
+    if (split) part[n++] = EPILOGUE;
+    return n;
+}
+
 /* The same for whole steps; those that share counters do not run at the same time. */
 static void check_pair(const Compiled *m, const bool *before, int width, const Place *place, int i,
                        int j) {
     const PeftFunction *f = &m->program->table.fn[PEFT_FN_TRAIN];
-    bool split_i = place[i].product != place[i].epilogue;
-    bool split_j = place[j].product != place[j].epilogue;
-    for (int a = 0; a <= split_i; a++)
-        for (int b = 0; b <= split_j; b++) {
-            Launched x = launched_part(m, place, i, split_i ? (Part)(PRODUCT + a) : WHOLE);
-            Launched y = launched_part(m, place, j, split_j ? (Part)(PRODUCT + b) : WHOLE);
+    Part part_i[3], part_j[3];
+    int parts_i = parts_of(&place[i], part_i), parts_j = parts_of(&place[j], part_j);
+    for (int a = 0; a < parts_i; a++)
+        for (int b = 0; b < parts_j; b++) {
+            Launched x = launched_part(m, place, i, part_i[a]);
+            Launched y = launched_part(m, place, j, part_j[b]);
             check_parts(&x, &y, before, width);
         }
     int later = place[i].product, earlier = place[j].product;
     if (later == earlier || before[later * width + earlier] || before[earlier * width + later])
         return;
     assert_false(share_counters(m, &f->step[i], &f->step[j]));
+}
+
+/* What products that are launched together read dequantised comes from one launch, which
+ * dequantises nothing else and ends before. Returns how many there are. */
+static int check_prepared(const Order *o, const bool *before, const Place *place) {
+    int prepared = 0;
+    for (int l = 0; l < o->nstep; l++) {
+        const int32_t *member = &o->member[o->first_member[l]];
+        int n = o->first_member[l + 1] - o->first_member[l], by = place[*member].prepared;
+        if (o->part[l] == ORDER_PREPARES || o->part[l] == ORDER_EPILOGUE || by < 0) continue;
+        for (int i = 0; i < n; i++) assert_int_equal(place[member[i]].prepared, by);
+        assert_int_equal(o->first_member[by + 1] - o->first_member[by], n);
+        assert_true(before[l * (o->nstep + 1) + by]);
+        prepared++;
+    }
+    for (int l = 0; l < o->nstep; l++) prepared -= o->part[l] == ORDER_PREPARES;
+    assert_int_equal(prepared, 0);
+    for (int l = 0; l < o->nstep; l++) prepared += o->part[l] == ORDER_PREPARES;
+    return prepared;
 }
 
 /* Queries, keys and values in both directions of each layer, at least. */
@@ -431,12 +480,12 @@ static int check_program(const char *path, const char *set, double most, bool sk
     bool paired = !skip_join && strstr(path, "adapters");
     assert_int_equal(check_pairs(&m, &finished) > 0, paired);
     assert_int_equal(finished > 0, paired);
-    Order o = program_order(&m, CUDA_STREAMS), free_order = program_order(&m, f->nstep);
+    int streams = is_quantised(&m) ? CUDA_STREAMS_QUANTISED : CUDA_STREAMS;
+    Order o = program_order(&m, streams), free_order = program_order(&m, f->nstep);
     bool *before = all_pairs(&o, -1);
     Place *place = launches(&m, &o);
+    int prepared = check_prepared(&o, before, place);
     for (int i = 0; i < f->nstep; i++) {
-        assert_true(place[i].prepared < 0 || /* in time */
-                    before[place[i].product * (o.nstep + 1) + place[i].prepared]);
         assert_true(place[i].product == place[i].epilogue ||
                     before[place[i].epilogue * (o.nstep + 1) + place[i].product]);
         for (int j = 0; j < i; j++) check_pair(&m, before, o.nstep + 1, place, i, j);
@@ -444,9 +493,9 @@ static int check_program(const char *path, const char *set, double most, bool sk
     int kernels = count_kernels(&m, &o, before, &chain);
     check_batches(&o);
     print_message(
-        "%s: %d steps, %d joined, %d finished, in %d launches, longest chain %d on %d streams (%d"
-        " waits), %d on any; %d kernels, %d in a chain; %.1f MB\n",
-        path, f->nstep, joins, finished, o.nstep, o.longest, CUDA_STREAMS, o.nwait,
+        "%s: %d steps, %d joined, %d finished, in %d launches, %d of them to dequantise, longest chain"
+        " %d on %d streams (%d waits), %d on any; %d kernels, %d in a chain; %.1f MB\n",
+        path, f->nstep, joins, finished, o.nstep, prepared, o.longest, streams, o.nwait,
         free_order.longest, kernels, chain, (double)m.plan.peak / 1e6);
     assert_true(o.first_member[o.nstep] > o.nstep); /* some are launched together */
     free(place);

@@ -115,23 +115,34 @@ static uint8_t *random_nf4(int64_t n, bool double_quant) {
     return buffer;
 }
 
+enum { WEIGHTS = 3 }; /* of one launch, somewhere in memory */
+
 static void nf4_has_the_bits_of_the_cpu(void **) {
     for (int64_t n : {0, 1, 7, 64, 65, 2048, 2051, 64 * 300 + 13}) {
         for (bool double_quant : {false, true}) {
-            uint8_t *buffer = random_nf4(n, double_quant);
-            const Nf4View v = nf4_view(buffer, n, double_quant);
-            Guarded<float> want(n), one(n);
-            nf4_dequant_row(&v, 0, n, want.data());
-            const device::Nf4View d = device::nf4_view(buffer, n, double_quant);
-            for (int64_t i = 0; i < n; i++) one.data()[i] = device::nf4_value(d, i);
-            same_bits(want, one);
-            for (unsigned grid : {1u, (unsigned)(n + 2047) / 2048 + 1}) {
-                Guarded<float> got(n);
-                run_kernel(grid, 1, 256, REVERSE,
-                           [&] { device::peft_nf4_dequant(buffer, got.data(), n, double_quant); });
-                same_bits(want, got);
+            uint8_t *buffer[WEIGHTS];
+            std::vector<Guarded<float>> want(WEIGHTS, Guarded<float>(n)), got = want;
+            device::PkGroup<2> group = {};
+            for (int w = 0; w < WEIGHTS; w++) {
+                buffer[w] = random_nf4(n, double_quant);
+                const Nf4View v = nf4_view(buffer[w], n, double_quant);
+                nf4_dequant_row(&v, 0, n, want[w].data());
+                const device::Nf4View d = device::nf4_view(buffer[w], n, double_quant);
+                for (int64_t i = 0; i < n; i++) got[w].data()[i] = device::nf4_value(d, i);
+                same_bits(want[w], got[w]);
+                got[w] = Guarded<float>(n);
+                group.arg[w][0] = buffer[w];
+                group.arg[w][1] = got[w].data();
             }
-            free(buffer);
+            for (int weights = 1; weights <= WEIGHTS; weights++) {
+                run_kernel((unsigned)(n + 8191) / 8192 + (weights == 1), (unsigned)weights, 128,
+                           REVERSE, [&] { device::peft_nf4_dequant(group, n, double_quant); });
+                for (int w = 0; w < WEIGHTS; w++) {
+                    same_bits(w < weights ? want[w] : Guarded<float>(n), got[w]);
+                    std::fill_n(got[w].data(), n, Guarded<float>::MARK);
+                }
+            }
+            for (uint8_t *b : buffer) free(b);
         }
     }
 }

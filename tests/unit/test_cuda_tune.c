@@ -69,7 +69,8 @@ static cublasStatus_t attribute_of(const cublasLtMatmulAlgo_t *algo,
 }
 
 static size_t bytes_of(cublasLtMatrixLayout_t l) {
-    return (size_t)l->ld * (size_t)l->columns * (l->type == CUDA_R_32F ? 4 : 2);
+    int64_t before = l->batch > 1 ? (l->batch - 1) * l->stride : 0; /* the last of a batch */
+    return (size_t)(before + l->ld * (int64_t)l->columns) * (l->type == CUDA_R_32F ? 4 : 2);
 }
 
 static bool lies_in(CudaRange r, const void *p, size_t bytes) {
@@ -480,15 +481,20 @@ static void test_only_dead_memory(void **state) {
     const struct {
         CUdeviceptr a, b, c, addend, workspace;
         bool gradient; /* of a weight: the batch's size is k */
+        int batch;     /* products, one behind the other */
     } at[] = {
-        {dead, arena, arena + 65536, arena + 65536, dead + 65536, 0},
-        {end - 128 * 400, arena, dead, 0, end - 65536 * 2, 0},
-        {dead, arena, end - 64 * 400, end - 64 * 400, dead, 0},
-        {dead, arena, dead + 65536 - 64 * 400, dead + 65536, dead + 65536, 0},
-        {arena, end - 4096, 64, 0, dead + 1024, 0},
-        {arena, dead, end, end - 64 * 400, end - WORKSPACE, 0},
-        {end - 128 * 400, dead, arena, 0, dead, 1},
-        {dead, end - 64 * 400, arena, arena, dead, 1},
+        {dead, arena, arena + 65536, arena + 65536, dead + 65536, 0, 0},
+        {end - 128 * 400, arena, dead, 0, end - 65536 * 2, 0, 0},
+        {dead, arena, end - 64 * 400, end - 64 * 400, dead, 0, 0},
+        {dead, arena, dead + 65536 - 64 * 400, dead + 65536, dead + 65536, 0, 0},
+        {arena, end - 4096, 64, 0, dead + 1024, 0, 0},
+        {arena, dead, end, end - 64 * 400, end - WORKSPACE, 0, 0},
+        {end - 128 * 400, dead, arena, 0, dead, 1, 0},
+        {dead, end - 64 * 400, arena, arena, dead, 1, 0},
+        {dead, arena, dead + 32768, 0, dead, 0, 3},
+        {end - 3 * 128 * 400, arena, dead, 0, end - 65536, 0, 3},
+        {arena, dead, end - 3 * 64 * 400, end - 3 * 64 * 400, dead, 0, 3},
+        {end - 4 * 128 * 400, end - 4 * 64 * 400, arena, 0, dead, 1, 4},
     };
     for (size_t i = 0; i < sizeof at / sizeof *at; i++) {
         Process p = start();
@@ -503,7 +509,12 @@ static void test_only_dead_memory(void **state) {
                         .c = at[i].c,
                         .addend = at[i].addend,
                         .workspace = at[i].workspace,
-                        .workspace_bytes = WORKSPACE};
+                        .workspace_bytes = WORKSPACE,
+                        .batch = at[i].batch,
+                        .stride_a = at[i].batch ? 64 * 400 : 0,
+                        .stride_b = at[i].gradient && at[i].batch ? 32 * 400 : 0,
+                        .stride_c = at[i].batch ? 32 * 400 : 0,
+                        .stride_addend = at[i].batch ? 32 * 400 : 0};
         CudaMatmul round = x;
         *(at[i].gradient ? &round.k : &round.m) = 448;
         PeftError err = {0};
