@@ -304,6 +304,15 @@ static bool prepare(Exec *x, PeftFn fn, const int64_t *sym, int64_t full[PEFT_SY
     return true;
 }
 
+bool exec_warm_up(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT], PeftError *err) {
+    int64_t full[PEFT_SYM_COUNT];
+    if (x->device != DEVICE_CUDA) return true;
+    if (!fits_plan(x, fn, sym, err)) return false;
+    memcpy(full, sym, PEFT_SYM_COUNT * sizeof *sym);
+    set_device_symbols(x, full);
+    return cuda_warm_up(x, fn, sym, full, err);
+}
+
 bool exec_run(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT], PeftError *err) {
     const PeftFunction *f = &x->program->fn[fn];
     int64_t full[PEFT_SYM_COUNT];

@@ -98,6 +98,10 @@ bool exec_profile(Exec *x, PeftFn fn, PeftError *err); /* starts timing the func
 void exec_note_time(Exec *x, PeftFn fn, int step, double seconds,
                     const int64_t sym[PEFT_SYM_COUNT]);
 
+/* Starts what a device does only the first time that it runs a function, on the batch that lies in
+ * the inputs. To be called before any function has run; variables may be written meanwhile. */
+bool exec_warm_up(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT], PeftError *err);
+
 /* Runs a function on the batch that lies in the inputs; sym are its symbol values. */
 bool exec_run(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT], PeftError *err);
 

@@ -97,10 +97,10 @@ static bool run(const Session *s, Exec *x, const Files *files, PeftError *err) {
     if (p.steps > s->total_steps)
         p.steps = s->total_steps; /* memory is planned for these batches */
     startup_end(STARTUP_DEVICE);
-    if (!model_load(x, &src, s->fit.seed, &loaded, err) || !trainer_open(&t, s, x, err))
-        return false;
+    if (!trainer_open(&t, s, x, err)) return false;
+    bool ok = trainer_warm_up(&t, err) && model_load(x, &src, s->fit.seed, &loaded, err);
     startup_end(STARTUP_WEIGHTS);
-    bool ok = measure(&t, &p, x, err) && write_all(o, files, &p, err);
+    ok = ok && measure(&t, &p, x, err) && write_all(o, files, &p, err);
     trainer_close(&t);
     return ok;
 }

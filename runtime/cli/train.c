@@ -305,11 +305,12 @@ static bool load(Run *r, PeftError *err) {
 }
 
 static bool train_all(Run *r, PeftError *err) {
-    if (!load(r, err) || !prepare_out(r->o, err) || !trainer_open(&r->t, &r->s, &r->x, err))
-        return false;
+    if (!trainer_open(&r->t, &r->s, &r->x, err)) return false;
     r->t.each = note_step;
     r->t.ctx = r;
-    bool ok = r->o->resume ? checkpoint_read(r, err) : record_open(&r->record, r->o->out, -1, err);
+    bool ok = trainer_warm_up(&r->t, err) && load(r, err) && prepare_out(r->o, err);
+    if (ok)
+        ok = r->o->resume ? checkpoint_read(r, err) : record_open(&r->record, r->o->out, -1, err);
     while (ok && r->record.nepoch < r->s.fit.epochs) ok = run_epoch(r, err);
     if (ok) {
         RunSummary summary = {.exec = &r->x, .session = &r->s, .record = &r->record};

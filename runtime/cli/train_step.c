@@ -91,27 +91,48 @@ static bool submit(Trainer *t, PeftFn fn, const int64_t *sym, PeftError *err) {
     return !exec_queue_full(t->x) || collect(t, err);
 }
 
-static bool micro_batch(Trainer *t, int s0, int s1, PeftError *err) {
-    int64_t sym[PEFT_SYM_COUNT];
+/* Sequences s0 to s1 of the batch into the inputs. */
+static bool feed_micro_batch(Trainer *t, int s0, int s1, int64_t sym[PEFT_SYM_COUNT],
+                             PeftError *err) {
     FeedBatch part;
     feed_part(&t->feed, s0, s1, t->part_offsets, t->part_positions, &part);
-    if (!feed_batch(t->x, &part, sym, err) || !submit(t, PEFT_FN_TRAIN, sym, err)) return false;
+    return feed_batch(t->x, &part, sym, err);
+}
+
+static bool micro_batch(Trainer *t, int s0, int s1, PeftError *err) {
+    int64_t sym[PEFT_SYM_COUNT];
+    if (!feed_micro_batch(t, s0, s1, sym, err) || !submit(t, PEFT_FN_TRAIN, sym, err)) return false;
     if (s1 < t->feed.sequences || !t->x->program->fn[PEFT_FN_UPDATE].nstep) return true;
     return submit(t, PEFT_FN_UPDATE, sym, err);
 }
 
-bool trainer_step(Trainer *t, PeftError *err) {
+/* The next step's batch, and what all its parts have in common into the inputs. */
+static bool pack_step(Trainer *t, PeftError *err) {
     const Session *s = t->s;
-    int64_t first = t->step_in_epoch * s->fit.batch;
-    int64_t left = s->data.train->n - first;
-    int n = (int)(left < s->fit.batch ? left : s->fit.batch),
-        micro = s->fit.batch / s->fit.accumulate;
+    int64_t first = t->step_in_epoch * s->fit.batch, left = s->data.train->n - first;
+    int n = (int)(left < s->fit.batch ? left : s->fit.batch);
     if (!pack_rows(&t->batch, s, s->data.train, t->order + first, n, t->epoch, &t->feed, err))
         return false;
     feed_rng(t->x, s->fit.seed, t->global_step, true);
     feed_counts(t->x, n, t->feed.masked);
-    for (int s0 = 0; s0 < n; s0 += micro)
-        if (!micro_batch(t, s0, s0 + micro < n ? s0 + micro : n, err)) return false;
+    return true;
+}
+
+static int end_of_part(const Trainer *t, int s0) {
+    int end = s0 + t->s->fit.batch / t->s->fit.accumulate;
+    return end < t->feed.sequences ? end : t->feed.sequences;
+}
+
+bool trainer_warm_up(Trainer *t, PeftError *err) {
+    int64_t sym[PEFT_SYM_COUNT];
+    return pack_step(t, err) && feed_micro_batch(t, 0, end_of_part(t, 0), sym, err) &&
+           exec_warm_up(t->x, PEFT_FN_TRAIN, sym, err);
+}
+
+bool trainer_step(Trainer *t, PeftError *err) {
+    if (!pack_step(t, err)) return false;
+    for (int s0 = 0; s0 < t->feed.sequences; s0 = end_of_part(t, s0))
+        if (!micro_batch(t, s0, end_of_part(t, s0), err)) return false;
     t->global_step++;
     t->step_in_epoch++;
     return true;

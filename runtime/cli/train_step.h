@@ -41,6 +41,8 @@ void trainer_close(Trainer *t);
 /* Goes to a cursor (resume). No step may be under way, here and in trainer_seek_next. */
 bool trainer_seek(Trainer *t, int64_t epoch, int64_t step_in_epoch, PeftError *err);
 bool trainer_seek_next(Trainer *t, PeftError *err); /* the start of the next epoch */
+/* Before anything has run, and before or while variables are written (exec_warm_up). */
+bool trainer_warm_up(Trainer *t, PeftError *err);
 bool trainer_step(Trainer *t, PeftError *err);
 bool trainer_drain(Trainer *t, PeftError *err);            /* waits for the steps under way */
 bool trainer_steps(Trainer *t, int64_t n, PeftError *err); /* n steps, over epochs, and drains */

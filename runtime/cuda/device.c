@@ -190,6 +190,7 @@ bool cuda_open(Exec *x, PeftError *err) {
 
 void cuda_close(Exec *x) {
     CudaExec *d = x->cuda;
+    cuda_warmed(x);
     if (d->stream)
         d->api->cuStreamSynchronize(d->stream); /* submitted runs use what is freed here */
     cuda_close_functions(d);
@@ -272,6 +273,7 @@ bool cuda_function_ended(CUresult code, PeftError *err) {
 }
 
 bool cuda_pull(Exec *x, PeftError *err) {
+    cuda_warmed(x);
     if (!x->cuda->ahead) return true;
     for (int i = 0; i < x->program->nvar; i++) {
         const PeftVar *v = &x->program->var[i];
@@ -296,7 +298,7 @@ static bool push_variables(Exec *x, PeftError *err) {
     return true;
 }
 
-static bool push_batch(const Exec *x, const int64_t *sym, PeftError *err) {
+bool cuda_push_batch(const Exec *x, const int64_t sym[PEFT_SYM_COUNT], PeftError *err) {
     const CudaExec *d = x->cuda;
     int64_t first = first_input(x);
     return upload(x, x->arena + first, x->plan.persistent - first, err) &&
@@ -326,12 +328,15 @@ static bool start(Exec *x, PeftFn fn, const int64_t *size, PeftError *err) {
 
 bool cuda_run(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT],
               const int64_t size[PEFT_SYM_COUNT], PeftError *err) {
-    return push_batch(x, sym, err) && start(x, fn, size, err) && fetch_outputs(x, fn, sym, err);
+    cuda_warmed(x);
+    return cuda_push_batch(x, sym, err) && start(x, fn, size, err) &&
+           fetch_outputs(x, fn, sym, err);
 }
 
 bool cuda_submit(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT],
                  const int64_t size[PEFT_SYM_COUNT], int at, PeftError *err) {
     CudaExec *d = x->cuda;
+    cuda_warmed(x);
     if (!d->queue && !queue_open(x, err)) return false;
     char *slot = d->queue->slot + (size_t)at * d->queue->slot_bytes;
     size_t bytes = d->queue->slot_bytes - SLOT_INPUTS;

@@ -17,6 +17,10 @@ void cuda_close(Exec *x);
 void cuda_touch(const Exec *x, int var); /* the host may write the variable */
 bool cuda_zero(const Exec *x, int var);  /* see exec_zero */
 bool cuda_pull(Exec *x, PeftError *err); /* variables that the device changed, to the host */
+/* See exec_warm_up; cuda_warmed waits for it, as everything that uses the GPU does. */
+bool cuda_warm_up(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT],
+                  const int64_t size[PEFT_SYM_COUNT], PeftError *err);
+void cuda_warmed(const Exec *x);
 /* sym: the batch's sizes; size: the same as the device rounds them up, which is what is launched.
  */
 bool cuda_run(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT],

@@ -30,15 +30,9 @@ void cuda_close_functions(CudaExec *d) {
 
 /* ---- streams and events ---- */
 
-static bool is_quantised(const PeftProgram *p) {
-    for (int i = 0; i < p->nvar; i++)
-        if (peft_is_nf4(p->var[i].dtype)) return true;
-    return false;
-}
-
-static bool stream_limit(const PeftProgram *p, int *limit, PeftError *err) {
+static bool stream_limit(int *limit, PeftError *err) {
     const char *text = getenv(CUDA_STREAMS_VARIABLE);
-    *limit = is_quantised(p) ? CUDA_STREAMS_QUANTISED : CUDA_STREAMS;
+    *limit = CUDA_STREAMS;
     if (!text || !*text) return true;
     char *end;
     long n = strtol(text, &end, 10);
@@ -52,7 +46,7 @@ static bool stream_limit(const PeftProgram *p, int *limit, PeftError *err) {
     return true;
 }
 
-static bool graph_switch(bool *plain, PeftError *err) {
+bool cuda_graph_switch(bool *plain, PeftError *err) {
     const char *text = getenv(CUDA_GRAPH_VARIABLE);
     *plain = text && strcmp(text, "off") == 0;
     if (*plain || !text || !*text || strcmp(text, "on") == 0) return true;
@@ -91,7 +85,7 @@ static bool make_order(Exec *x, PeftFn fn, PeftError *err) {
     CudaOrder *o = &x->cuda->order[fn];
     int limit;
     if (o->event) return true;
-    if (!stream_limit(x->program, &limit, err) || !graph_switch(&x->cuda->plain, err) ||
+    if (!stream_limit(&limit, err) || !cuda_graph_switch(&x->cuda->plain, err) ||
         !order_function(x->program, &x->plan, fn, fn == PEFT_FN_EVAL ? x->eval_sym : x->train_sym,
                         limit, &o->order, err))
         return false;

@@ -2,6 +2,8 @@
 #ifndef PEFT_CUDA_INTERNAL_H
 #define PEFT_CUDA_INTERNAL_H
 
+#include <pthread.h>
+
 #include "api.h"
 #include "code.h"
 #include "device.h"
@@ -17,8 +19,7 @@
 enum {
     CUDA_HEADROOM = 128000000, /* bytes beside the arena: kernels, graphs, the library */
     CUDA_MAX_GRAPHS = 1024,
-    CUDA_STREAMS = 2,           /* that a function's steps are spread over, */
-    CUDA_STREAMS_QUANTISED = 3, /* where weights are dequantised beside them */
+    CUDA_STREAMS = 3, /* that a function's steps are spread over */
     CUDA_MAX_STREAMS = 32
 };
 
@@ -43,6 +44,14 @@ typedef enum CudaValue { /* of a variable, where it is */
                          CUDA_DEVICE
 } CudaValue;
 
+typedef struct CudaWarmUp { /* of a function (warm_up.c) */
+    pthread_t thread;
+    bool running;
+    Exec *exec;
+    PeftFn fn;
+    int64_t size[PEFT_SYM_COUNT];
+} CudaWarmUp;
+
 struct CudaExec {
     CudaApi *api;
     CudaDevice gpu;
@@ -64,6 +73,7 @@ struct CudaExec {
     uint8_t *value;          /* CudaValue, by variable */
     bool ahead;              /* the device may have changed variables since they were copied back */
     struct CudaQueue *queue; /* of submitted runs; made by the first */
+    CudaWarmUp warm_up;
 };
 
 typedef struct CudaExec CudaExec;
@@ -124,6 +134,12 @@ bool cuda_wait(const Exec *x, const char *what, PeftError *err);
 
 /* The code of a wait for a function's results; the message says what a user can do. */
 bool cuda_function_ended(CUresult code, PeftError *err);
+
+/* Whether the environment wants no graphs, nor anything else that runs ahead of its turn. */
+bool cuda_graph_switch(bool *plain, PeftError *err);
+
+/* Copies the inputs and the batch's sizes. */
+bool cuda_push_batch(const Exec *x, const int64_t sym[PEFT_SYM_COUNT], PeftError *err);
 
 /* Launches all steps of a function for this size of batch; the stream waits for them. */
 bool cuda_launch_function(Exec *x, PeftFn fn, const int64_t sym[PEFT_SYM_COUNT], PeftError *err);

@@ -489,6 +489,8 @@ static void join_groups(const Grouping *g, Joining *j) {
 
 /* ---- what comes first ---- */
 
+enum { PREPARE_AHEAD = 1 }; /* steps before its product that a weight is dequantised */
+
 typedef struct Rank { /* of a step among those that could come next */
     int32_t depth;    /* steps of the longest chain before it: about when it can start */
     int32_t height;   /* of the longest chain behind it: how much waits for it */
@@ -502,7 +504,20 @@ static int by_rank(const void *a, const void *b) {
     return x->step < y->step ? -1 : 1;
 }
 
-static bool rank_steps(const OrderStep *step, int n, Rank *rank, PeftError *err) {
+/* What is prepared could mostly start long before: it would take the place of what the chain waits
+ * for. */
+static void delay_prepares(const bool *conflict, const uint8_t *part, int n, Rank *rank) {
+    for (int i = 0; i < n; i++) {
+        int user = i + 1;
+        if (part[i] != ORDER_PREPARES) continue;
+        while (user < n && !conflict[i * n + user]) user++;
+        int32_t late = user < n ? rank[user].depth - PREPARE_AHEAD : 0;
+        if (rank[i].depth < late) rank[i].depth = late;
+    }
+}
+
+static bool rank_steps(const OrderStep *step, const uint8_t *part, int n, Rank *rank,
+                       PeftError *err) {
     bool *conflict = order_conflicts(step, n, err);
     if (!conflict) return false;
     for (int i = 0; i < n; i++) {
@@ -515,6 +530,7 @@ static bool rank_steps(const OrderStep *step, int n, Rank *rank, PeftError *err)
         for (int j = 0; j < i; j++)
             if (conflict[i * n + j] && rank[i].height >= rank[j].height)
                 rank[j].height = rank[i].height + 1;
+    delay_prepares(conflict, part, n, rank);
     free(conflict);
     return true;
 }
@@ -528,7 +544,8 @@ static bool arrange(Joining *j, PeftError *err) {
     int32_t *member = peft_alloc(members + 1, sizeof *member, err);
     int32_t *first = peft_alloc(n + 1, sizeof *first, err);
     uint8_t *part = peft_alloc(n + 1, sizeof *part, err);
-    bool ok = rank && step && member && first && part && rank_steps(j->joined, j->n, rank, err);
+    bool ok = rank && step && member && first && part &&
+              rank_steps(j->joined, j->out->part, j->n, rank, err);
     if (ok) {
         qsort(rank, n, sizeof *rank, by_rank);
         memcpy(step, j->joined, n * sizeof *step);

@@ -289,13 +289,6 @@ static void check_slack(const Compiled *m) {
     assert_true(reused > 0);
 }
 
-static bool is_quantised(const Compiled *m) {
-    const PeftProgram *p = &m->program->table;
-    for (int i = 0; i < p->nvar; i++)
-        if (peft_is_nf4(p->var[i].dtype)) return true;
-    return false;
-}
-
 static Order program_order(const Compiled *m, int streams) {
     Order o;
     PeftError err = {{0}, 0};
@@ -480,7 +473,7 @@ static int check_program(const char *path, const char *set, double most, bool sk
     bool paired = !skip_join && strstr(path, "adapters");
     assert_int_equal(check_pairs(&m, &finished) > 0, paired);
     assert_int_equal(finished > 0, paired);
-    int streams = is_quantised(&m) ? CUDA_STREAMS_QUANTISED : CUDA_STREAMS;
+    int streams = CUDA_STREAMS;
     Order o = program_order(&m, streams), free_order = program_order(&m, f->nstep);
     bool *before = all_pairs(&o, -1);
     Place *place = launches(&m, &o);
