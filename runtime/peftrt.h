@@ -213,6 +213,7 @@ typedef struct PeftGemm { /* C[m,n] = op(A) op(B), arguments 0, 1, 2 of the step
      * the first stands, if it can in one kernel, `narrow`. */
     int32_t ahead, back; /* steps from the first to the second, and the other way round; 0: none */
     int32_t narrow;
+    uint8_t finished; /* of the second: its epilogue is computed where the first stands, too */
 } PeftGemm;
 
 typedef struct PeftAttention {
@@ -331,8 +332,9 @@ static inline int32_t peft_own_args(const PeftProgram *p, const PeftStep *s) {
     return gemm && ((const PeftGemm *)s->desc)->joined ? PEFT_GEMM_C + 1 : s->narg;
 }
 
-/* The second of two products through a narrow middle, of the first's step, or NULL. Its operands
- * and its result, but none of its epilogue, are its arguments from 1 on, so many of all. */
+/* The second of two products through a narrow middle, of the first's step, or NULL. What the first's
+ * launch needs for it are its arguments from 1 on, so many of all: those of its epilogue only where
+ * that is part of the product, or of the launch. */
 static inline const PeftStep *peft_second(const PeftProgram *p, const PeftStep *s) {
     const PeftGemm *g = (const PeftGemm *)s->desc;
     bool first = p->kernel[s->kernel].kind == PEFT_KERNEL_GEMM && g->ahead;
@@ -340,10 +342,11 @@ static inline const PeftStep *peft_second(const PeftProgram *p, const PeftStep *
 }
 
 static inline int32_t peft_product_args(const PeftStep *s) {
-    return ((const PeftGemm *)s->desc)->plain ? s->narg : PEFT_GEMM_C + 1;
+    const PeftGemm *g = (const PeftGemm *)s->desc;
+    return g->plain || g->finished ? s->narg : PEFT_GEMM_C + 1;
 }
 
-/* Whether a GPU multiplies the step's product at an earlier one: the epilogue is left. */
+/* Whether a GPU multiplies the step's product at an earlier one: the epilogue is left, at most. */
 static inline bool peft_is_second(const PeftProgram *p, const PeftStep *s) {
     return p->kernel[s->kernel].kind == PEFT_KERNEL_GEMM && ((const PeftGemm *)s->desc)->back;
 }
@@ -355,8 +358,8 @@ typedef struct PeftSpan {
 } PeftSpan;
 
 /* What a GPU reads and writes where it launches step s: the epilogue that the step's kernel computes
- * of an earlier product, then its own arguments, then the second product's of two; each may be
- * empty. */
+ * of an earlier product, then its own arguments, then the second product's of two, with those of an
+ * epilogue that it finishes; each may be empty. */
 enum { PEFT_SPANS = 3 };
 static inline void peft_spans(const PeftProgram *p, const PeftStep *s, PeftSpan span[PEFT_SPANS]) {
     const PeftJoin *join = peft_join(p, s);

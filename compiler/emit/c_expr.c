@@ -112,13 +112,14 @@ static const char *load(CPrinter *p, KVal v) {
     const KInstr *in = &p->body->instr[v];
     if (c_is_filled(p, in)) return graph_printf(p->g, "u%d[%s]", v, c_scratch(p));
     int a = arg_read(p->kernel, &p->args, in->tensor);
-    if (in->op == K_KEEP && p->vector) return graph_printf(p->g, "k%d[u]", p->first_value + v);
+    if (in->op == K_KEEP && p->vector)
+        return graph_printf(p->g, "%s[u]", cuda_vector_name(p, 'k', v));
     if (in->op == K_KEEP) return graph_printf(p->g, "pk_keep_one(%s, c)", cuda_keep_operands(p, v));
     bool vector = cuda_is_vector_load(p, v);
     const char *at = vector ? NULL : c_place(p, v);
     if (peft_is_nf4(in->tensor->type.dt))
         return graph_printf(p->g, "nf4_value(%sa%d, %s)", p->cuda ? "" : "&", a + p->first_arg, at);
-    const char *value = vector ? graph_printf(p->g, "x%d[u]", p->first_value + v)
+    const char *value = vector ? graph_printf(p->g, "%s[u]", cuda_vector_name(p, 'x', v))
                                : element(p, a, at, in->tensor->type);
     return in->op != K_SCATTER ? value
                                : graph_printf(p->g, "%s < 0 ? 0 : %s", c_atom(p, in->a), value);

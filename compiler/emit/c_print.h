@@ -18,8 +18,12 @@ typedef struct CPrinter {
     int first_value;           /* of its vectors, so */
     bool vector;               /* within the loop over a vector's elements */
     bool early;                /* vectors are loaded at the row's head */
+    const char *vectors;       /* that a thread loads so, a C expression, number j in a loop over
+                                  them; NULL: one */
     bool live;                 /* the row may be one that the batch does not have: !live */
     const bool *stored;        /* by result: it is stored; NULL: all are */
+    const char *product;       /* a call that loads a vector of the kernel's product from where the
+                                  same kernel has it, up to the last operand; NULL: from memory */
     const char *column;        /* of the element: a C expression; NULL: "c" */
     struct CPrinter *epilogue; /* of such a code's row: what comes before it */
     bool *named;               /* the value is a variable here */
@@ -32,8 +36,27 @@ typedef struct CPrinter {
 
 /* Lines of code, braces and what they enclose, the comment above a kernel: its ops and model lines.
  */
+/* cuda_body.c: what its kernels share with those of cuda_narrow.c (emit_narrow_cuda). Of a head's
+ * parameters cuda_pointers prints those from argument `from` on, cuda_numbers what follows them
+ * all.
+ */
+CPrinter cuda_printer(FILE *out, Graph *g, const Code *code);
+void cuda_head(CPrinter *p);
+bool *cuda_written_args(const CPrinter *p);
+void cuda_pointers(CPrinter *p, const bool *written, int from);
+void cuda_numbers(CPrinter *p, int sites);
+int cuda_sites(const KBody *b);
+void cuda_open_views(CPrinter *p);
+bool cuda_has_padding(const Kernel *k);
+void cuda_name_elements(CPrinter *p, int at);
+void emit_narrow_cuda(FILE *out, Graph *g, const Code *code);
+
 /* cuda_vector.c: the loop over the elements of a vector, from column c0 on, with what it loads
- * before and stores behind; in between loads are x[u], dropout factors k[u], results y[u]. */
+ * before and stores behind; in between loads are x[u], dropout factors k[u], results y[u], those
+ * of several vectors x[j][u] and k[j][u]. */
+void cuda_declare_vectors(CPrinter *p);
+/* The array of a vector's loads, kind 'x', or factors, 'k'. */
+const char *cuda_vector_name(CPrinter *p, char kind, KVal v);
 void cuda_load_early(CPrinter *p);   /* what all loops read, but for what follows from indices */
 void cuda_gather_early(CPrinter *p); /* that, and dropout factors: the row's values have names */
 void cuda_open_vector(CPrinter *p);

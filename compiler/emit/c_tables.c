@@ -194,10 +194,10 @@ static void print_desc(FILE *out, PeftKernelKind kind, const void *desc) {
         const PeftGemm *d = desc;
         fprintf(out,
                 "&(const PeftGemm){%" PRId64 ", %" PRId64 ", %" PRId64
-                ", %d, %d, %s, %s, %d, %d, %d, %d, %.17g, %d, %d, %d}",
+                ", %d, %d, %s, %s, %d, %d, %d, %d, %.17g, %d, %d, %d, %d}",
                 d->m, d->n, d->k, d->trans_a, d->trans_b, dtype_name[d->b_dtype],
                 dtype_name[d->c_dtype], d->plain, d->joined, d->addend, d->bias, d->scale, d->ahead,
-                d->back, d->narrow);
+                d->back, d->narrow, d->finished);
     } else if (kind == PEFT_KERNEL_MAP) {
         const PeftJoin *d = desc;
         fprintf(out, "&(const PeftJoin){%d, %d}", d->back, d->kernel);
@@ -361,7 +361,7 @@ bool emit_c(FILE *out, const Program *p) {
     print_header(out, t);
     fputs("/* ---- kernels ---- */\n\n", out);
     for (int i = 0; i < p->ncode; i++)
-        if (!p->code[i].join) emit_kernel_c(out, p->graph, &p->code[i]);
+        if (!p->code[i].join && !p->code[i].narrow) emit_kernel_c(out, p->graph, &p->code[i]);
     fputs("/* ---- tables ---- */\n\n"
           "#define VAR(i)     (PEFT_REF_VAR | (i))\n"
           "#define INPUT(x)   (PEFT_REF_INPUT | PEFT_IN_##x)\n"

@@ -260,12 +260,13 @@ static char *make_narrow_key(Graph *g, const Program *p, const CodeNarrow *n) {
     append(&key, "narrow:%d:%d.%d.%d.%d.%d%d.%d,%d%d,%a", (int)(n->epilogue - p->code), n->k, n->r,
            n->n, n->columns, n->nt[0], n->nt[1], n->middle, n->addend, n->bias, n->scale);
     for (int i = 0; i < epilogue->nout; i++) append(&key, "%c", n->stored[i] ? '!' : '.');
+    if (n->finish) append(&key, "+%d", (int)(n->finish - p->code));
     return key.text;
 }
 
 int32_t code_find_narrow(Graph *g, Program *p, const CodeNarrow *narrow, const char *where) {
     const char *key = make_narrow_key(g, p, narrow);
-    const Code *epilogue = narrow->epilogue;
+    const Code *epilogue = narrow->epilogue, *finish = narrow->finish;
     uint64_t hash = hash_text(key);
     int32_t known = known_code(p, key, hash);
     if (known >= 0) return known;
@@ -277,9 +278,9 @@ int32_t code_find_narrow(Graph *g, Program *p, const CodeNarrow *narrow, const c
                                .key = key,
                                .steps = 1,
                                .narrow = narrow};
-    p->code[p->ncode].name =
-        graph_printf(g, "k%03d_%s_%d_matmul_%d", p->ncode,
-                     kernel_label(g, epilogue->kernel, '_', 4), narrow->r, narrow->n);
+    p->code[p->ncode].name = graph_printf(
+        g, "k%03d_%s_%d_%s_%d", p->ncode, kernel_label(g, epilogue->kernel, '_', 4), narrow->r,
+        finish ? kernel_label(g, finish->kernel, '_', 4) : "matmul", narrow->n);
     return p->ncode++;
 }
 

@@ -6,7 +6,8 @@
  * values are read before its first barrier. A block takes the row of its number and finds out late
  * whether the batch has it: what it reads is memory in any case but where an index leads.
  * A code of two (CodeJoin) has the arguments of the epilogue behind the product's operands, then
- * those of the rows, numbered behind them; so with dropout sites. */
+ * those of the rows, numbered behind them; so with dropout sites. One of two products
+ * (CodeNarrow) is cuda_narrow.c's. */
 #include "c_print.h"
 
 enum {
@@ -55,7 +56,7 @@ int32_t cuda_block(const Code *code) {
 /* ---- elements ---- */
 
 /* The values that loop `at` computes, those read twice by name. */
-static void name_elements(CPrinter *p, int at) {
+void cuda_name_elements(CPrinter *p, int at) {
     p->loop = at;
     loop_uses(p->kernel, &p->loops, at);
     for (int v = 0; v < p->body->n; v++)
@@ -71,14 +72,14 @@ static void print_zeros(CPrinter *p, Access access, const char *at) {
 }
 
 /* Whether a launch covers rows that the batch need not have, see peft_rows of kernel_cuda.h. */
-static bool has_padding(const Kernel *k) {
+bool cuda_has_padding(const Kernel *k) {
     return !is_sum_kernel(k) && is_padded_dim(k->body->rows);
 }
 
 /* e counts elements, or vectors of them. */
 static void open_elements(CPrinter *p) {
     long long cols = (long long)p->body->cols, vector = p->code->vector, across = cols / vector;
-    bool padding = has_padding(p->kernel);
+    bool padding = cuda_has_padding(p->kernel);
     const char *type = vector > 1 ? "uint32_t" : "int64_t", *column = vector > 1 ? "c0" : "c";
     c_line(p, "const %s count = (%s)peft_dim(rows, sym) * %lld;", type, type, across);
     if (padding) c_line(p, "const %s end = (%s)peft_rows(rows, sym) * %lld;", type, type, across);
@@ -109,11 +110,11 @@ static void print_zero_elements(CPrinter *p) {
 static void print_elements(CPrinter *p) {
     bool vector = p->code->vector > 1;
     open_elements(p);
-    if (has_padding(p->kernel)) print_zero_elements(p);
+    if (cuda_has_padding(p->kernel)) print_zero_elements(p);
     c_scalars(p, LEVEL_ROW, 0);
     p->loop = 0;
     if (vector) cuda_open_vector(p);
-    if (p->loops.n) name_elements(p, 0);
+    if (p->loops.n) cuda_name_elements(p, 0);
     if (p->kernel->kind == PEFT_KERNEL_FULL_SUM) {
         c_line(p, "total += (double)%s;", c_value(p, p->kernel->out_val[0]));
     } else {
@@ -251,7 +252,7 @@ static void print_row_loop(CPrinter *p) {
     start_reductions(p);
     open_columns(p);
     bool *outside = c_begin_scope(p);
-    name_elements(p, p->loop);
+    cuda_name_elements(p, p->loop);
     for (int v = 0; v < p->body->n; v++)
         if (p->loops.kept[v] && p->loops.phase[v] == p->loop)
             c_line(p, "w%d[i] = %s;", v, c_value(p, v));
@@ -301,7 +302,7 @@ static void print_epilogue(CPrinter *rows) {
     p->loop = 0;
     p->stored = rows->code->join->stored;
     open_columns(p);
-    name_elements(p, 0);
+    cuda_name_elements(p, 0);
     for (int i = 0; i < k->nout; i++) c_name(p, k->out_val[i], true);
     for (int i = 0; i < k->nout; i++) {
         const char *value = c_value(p, k->out_val[i]);
@@ -339,7 +340,7 @@ static void open_row(CPrinter *p) {
         c_line(p, "const int64_t c0 = %d * (int64_t)threadIdx.x;", p->code->vector);
     if (epilogue) load_early(epilogue);
     load_early(p);
-    p->live = has_padding(p->kernel);
+    p->live = cuda_has_padding(p->kernel);
     if (epilogue) epilogue->live = p->live;
     if (p->live)
         c_line(p, "const bool live = r < peft_dim(rows, sym);");
@@ -378,7 +379,7 @@ static void print_column_sum(CPrinter *p) {
     c_open(p, graph_printf(p->g, "for (int64_t r = y; c < %lld && r < count; r += %d)",
                            (long long)p->body->cols, PEFT_SUM_COLUMNS));
     c_scalars(p, LEVEL_ROW, 0);
-    name_elements(p, 0);
+    cuda_name_elements(p, 0);
     for (int i = 0; i < k->nout; i++) c_line(p, "t%d += %s;", i, c_value(p, k->out_val[i]));
     c_close(p);
     for (int i = 0; i < k->nout; i++) {
@@ -426,25 +427,25 @@ static char pointer_name(const CPrinter *p, int arg) {
     return peft_is_nf4(p->args.node[arg]->type.dt) ? 'p' : 'a';
 }
 
-static bool *written_args(const CPrinter *p) {
+bool *cuda_written_args(const CPrinter *p) {
     bool *written = graph_alloc(p->g, (size_t)p->args.n + 1);
     for (int i = 0; i < p->kernel->nout; i++) written[arg_written(p->kernel, &p->args, i)] = true;
     return written;
 }
 
-static void print_pointers(CPrinter *p, const bool *written, int from) {
+void cuda_pointers(CPrinter *p, const bool *written, int from) {
     for (int i = from; i < p->args.n; i++)
         fprintf(p->out, "%s%c%d, ", pointer_type(p, i, written), pointer_name(p, i),
                 p->first_arg + i);
 }
 
-static int count_sites(const KBody *b) {
+int cuda_sites(const KBody *b) {
     int sites = 0;
     for (int v = 0; v < b->n; v++) sites += b->instr[v].op == K_KEEP;
     return sites;
 }
 
-static void print_numbers(CPrinter *p, int sites) {
+void cuda_numbers(CPrinter *p, int sites) {
     fprintf(p->out, "const int64_t *sym, int64_t rows");
     for (int i = 0; i < sites; i++) fprintf(p->out, ", int site%d", i);
 }
@@ -455,8 +456,8 @@ static void print_parameters(CPrinter *p, const bool *written) {
     if (p->code->group)
         fprintf(p->out, "const PkGroup<%d> group, ", p->args.n);
     else
-        print_pointers(p, written, 0);
-    print_numbers(p, count_sites(p->body));
+        cuda_pointers(p, written, 0);
+    cuda_numbers(p, cuda_sites(p->body));
 }
 
 static void open_group(CPrinter *p, const bool *written) {
@@ -467,7 +468,7 @@ static void open_group(CPrinter *p, const bool *written) {
     }
 }
 
-static void open_views(CPrinter *p) {
+void cuda_open_views(CPrinter *p) {
     for (int i = 0; i < p->args.n; i++) {
         Type t = p->args.node[i]->type;
         if (!peft_is_nf4(t.dt) || (p->kernel->anchor && i < p->kernel->anchor->nin)) continue;
@@ -476,7 +477,7 @@ static void open_views(CPrinter *p) {
     }
 }
 
-static CPrinter cuda_printer(FILE *out, Graph *g, const Code *code) {
+CPrinter cuda_printer(FILE *out, Graph *g, const Code *code) {
     const Kernel *k = code->kernel;
     CPrinter p = {.out = out, .g = g, .code = code, .kernel = k, .body = k->body, .indent = 1};
     p.cuda = true;
@@ -486,7 +487,7 @@ static CPrinter cuda_printer(FILE *out, Graph *g, const Code *code) {
     return p;
 }
 
-static void print_head(CPrinter *p) {
+void cuda_head(CPrinter *p) {
     fprintf(p->out, "extern \"C\" __global__ void __launch_bounds__(%d)\n%s(", cuda_block(p->code),
             p->code->name);
 }
@@ -497,91 +498,20 @@ static void emit_join(FILE *out, Graph *g, const Code *code) {
     CPrinter first = cuda_printer(out, g, &epilogue), then = cuda_printer(out, g, code);
     then.epilogue = &first;
     then.first_arg = first.args.n;
-    then.first_site = count_sites(first.body);
+    then.first_site = cuda_sites(first.body);
     then.first_value = first.body->n;
     fprintf(out, "/* %s,\n * then %s */\n", kernel_label(g, first.kernel, '+', first.kernel->nnode),
             kernel_label(g, then.kernel, '+', then.kernel->nnode));
-    print_head(&then);
-    print_pointers(&first, written_args(&first), PEFT_GEMM_C);
-    print_pointers(&then, written_args(&then), 0);
-    print_numbers(&then, then.first_site + count_sites(then.body));
+    cuda_head(&then);
+    cuda_pointers(&first, cuda_written_args(&first), PEFT_GEMM_C);
+    cuda_pointers(&then, cuda_written_args(&then), 0);
+    cuda_numbers(&then, then.first_site + cuda_sites(then.body));
     fputs(") {\n    pk_begin();\n", out);
-    open_views(&first);
-    open_views(&then);
+    cuda_open_views(&first);
+    cuda_open_views(&then);
     c_scalars(&then, LEVEL_UNIFORM, 0);
     print_rows(&then);
     fputs("}\n\n", out);
-}
-
-/* ---- two products through a narrow middle ---- */
-
-/* What is known before the first product: an element's place, and what its epilogue loads. A thread
- * has one vector at most; those without repeat others' loads, within the matrix. */
-static void open_narrow(CPrinter *p) {
-    const CodeNarrow *n = p->code->narrow;
-    int across = n->r / CUDA_VECTOR;
-    c_line(p, "typedef Narrow<%d, %d, %d, %d, %s, %s> Shape;", n->k, n->r, n->n, n->columns,
-           n->nt[0] ? "true" : "false", n->nt[1] ? "true" : "false");
-    c_line(p, "static_assert(Shape::BYTES == %d && NARROW_ROWS == %d && NARROW_THREADS == %d,",
-           n->shared, PEFT_NARROW_ROWS, cuda_block(p->code));
-    c_line(p, "              \"a launch is for this\");");
-    c_line(p, "narrow_load_weights<Shape>(a1, b);");
-    c_line(p, "pk_begin();");
-    c_line(p, "narrow_load_rows<Shape>(a0, launched);");
-    c_line(p, "const int row = threadIdx.x / %d %% NARROW_ROWS;", across);
-    c_line(p, "const int64_t c0 = %d * (int64_t)(threadIdx.x %% %d);", CUDA_VECTOR, across);
-    c_line(p, "const int64_t at = (int64_t)blockIdx.x * NARROW_ROWS + row;");
-    c_line(p, "const int64_t r = at < launched ? at : launched - 1;");
-    p->early = true;
-    cuda_load_early(p);
-    p->live = has_padding(p->kernel);
-    if (p->live) c_line(p, "const bool live = r < peft_dim(rows, sym);");
-    c_scalars(p, LEVEL_UNIFORM, 0);
-    c_scalars(p, LEVEL_ROW, 0);
-    cuda_gather_early(p);
-}
-
-/* The epilogue of the block's rows: one of the blocks that compute it stores what others read. */
-static void print_narrow_middle(CPrinter *p) {
-    const CodeNarrow *n = p->code->narrow;
-    bool any = false;
-    c_line(p, "narrow_first<Shape>();");
-    c_open(p, graph_printf(p->g, "if (threadIdx.x < NARROW_ROWS * %d)", n->r / CUDA_VECTOR));
-    bool *outside = c_begin_scope(p);
-    cuda_open_vector(p);
-    name_elements(p, 0);
-    c_stores(p, true);
-    p->named = outside;
-    c_close(p);
-    c_line(p, "narrow_put8<Shape>(row, (int)c0, y%d);", n->middle);
-    for (int i = 0; i < p->kernel->nout; i++) any |= n->stored[i];
-    if (any) {
-        c_open(p, "if (blockIdx.y == 0 && at < launched)");
-        p->stored = n->stored;
-        cuda_store_vector(p);
-        c_close(p);
-    }
-    c_close(p);
-}
-
-static void emit_narrow(FILE *out, Graph *g, const Code *code) {
-    const CodeNarrow *n = code->narrow;
-    CPrinter p = cuda_printer(out, g, code);
-    fprintf(out, "#ifdef PEFT_BF16\n/* %s,\n * then matmul\n * at %s\n * %d step%s */\n",
-            kernel_label(g, p.kernel, '+', p.kernel->nnode), code->where, code->steps,
-            code->steps == 1 ? "" : "s");
-    print_head(&p);
-    print_pointers(&p, written_args(&p), 0);
-    fputs("const work *b, work *c, const work *addend, const work *bias, int launched, ", out);
-    print_numbers(&p, count_sites(p.body));
-    fputs(") {\n", out);
-    open_views(&p);
-    open_narrow(&p);
-    print_narrow_middle(&p);
-    c_line(&p, "const NarrowTerms terms = {%s, %s, %s};", c_number(&p, n->scale),
-           n->addend ? "addend" : "nullptr", n->bias ? "bias" : "nullptr");
-    c_line(&p, "narrow_second<Shape>(c, terms, launched);");
-    fputs("}\n#endif\n\n", out);
 }
 
 void emit_kernel_cuda(FILE *out, Graph *g, const Code *code) {
@@ -590,21 +520,21 @@ void emit_kernel_cuda(FILE *out, Graph *g, const Code *code) {
         return;
     }
     if (code->narrow) {
-        emit_narrow(out, g, code);
+        emit_narrow_cuda(out, g, code);
         return;
     }
     PeftLaunch launch = cuda_launch(code->kernel);
     CPrinter p = cuda_printer(out, g, code);
-    const bool *written = written_args(&p);
+    const bool *written = cuda_written_args(&p);
     if (launch == PEFT_LAUNCH_SUM)
         fprintf(out, "static __device__ GridSum %s_sum[%s];\n\n", code->name,
                 code->group ? "PEFT_GROUP" : "1");
     c_comment(&p);
-    print_head(&p);
+    cuda_head(&p);
     print_parameters(&p, written);
     fputs(") {\n    pk_begin();\n", out);
     open_group(&p, written);
-    open_views(&p);
+    cuda_open_views(&p);
     c_scalars(&p, LEVEL_UNIFORM, 0);
     switch (launch) {
     case PEFT_LAUNCH_COLUMNS: print_column_sum(&p); break;

@@ -76,33 +76,48 @@ const char *cuda_keep_operands(CPrinter *p, KVal v) {
 /* A row may end before its block of whole warps: the last threads have no vector then. */
 static const char *in_row(const CPrinter *p) {
     long long cols = (long long)p->body->cols;
-    bool whole = !p->early || cols % (32 * CUDA_VECTOR) == 0;
+    bool whole = !p->early || p->vectors || cols % (32 * CUDA_VECTOR) == 0;
     return whole ? "" : graph_printf(p->g, "if (c0 < %lld) ", cols);
 }
 
-/* The product's element is in shared memory, where the same kernel has left it. */
 static bool is_product_here(const CPrinter *p, const Node *tensor) {
-    return p->code->narrow && buffer_of(tensor) == p->kernel->anchor;
+    return p->product && buffer_of(tensor) == p->kernel->anchor;
+}
+
+/* The product's are read one vector after the other. */
+static bool has_several(const CPrinter *p, KVal v) {
+    return p->vectors && !is_product_here(p, p->body->instr[v].tensor);
+}
+
+const char *cuda_vector_name(CPrinter *p, char kind, KVal v) {
+    return graph_printf(p->g, "%c%d%s", kind, p->first_value + v, has_several(p, v) ? "[j]" : "");
+}
+
+/* Its 16 bytes are loaded at once. */
+static void declare_vector(CPrinter *p, char kind, KVal v) {
+    const char *all = has_several(p, v) ? graph_printf(p->g, "[%s]", p->vectors) : "";
+    c_line(p, "%sfloat %c%d%s[%d];", kind == 'x' ? "alignas(16) " : "", kind, p->first_value + v,
+           all, CUDA_VECTOR);
 }
 
 static void load_vector(CPrinter *p, KVal v) {
     const Node *tensor = p->body->instr[v].tensor;
-    int a = arg_read(p->kernel, &p->args, tensor), x = p->first_value + v;
-    c_line(p, "alignas(16) float x%d[%d];", x, CUDA_VECTOR);
+    const char *x = cuda_vector_name(p, 'x', v);
+    int a = arg_read(p->kernel, &p->args, tensor);
+    if (!has_several(p, v)) declare_vector(p, 'x', v);
     if (is_product_here(p, tensor)) {
-        c_line(p, "narrow_sum8<Shape>(row, (int)c0, x%d);", x);
+        c_line(p, "%s, %s);", p->product, x);
         return;
     }
     p->column = "c0";
-    c_line(p, "%spk_get8%s(%s, x%d);", in_row(p), c_access(p, a),
+    c_line(p, "%spk_get8%s(%s, %s);", in_row(p), c_access(p, a),
            c_operands(p, a, c_place(p, v), tensor->type), x);
     p->column = NULL;
 }
 
 static void draw_numbers(CPrinter *p, KVal v) {
-    int k = p->first_value + v;
-    c_line(p, "float k%d[%d];", k, CUDA_VECTOR);
-    c_line(p, "pk_keep8(%s, c0, k%d);", cuda_keep_operands(p, v), k);
+    if (!has_several(p, v)) declare_vector(p, 'k', v);
+    c_line(p, "pk_keep8(%s, c0, %s);", cuda_keep_operands(p, v), cuda_vector_name(p, 'k', v));
 }
 
 /* Whether any loop of the row reads v. */
@@ -114,6 +129,14 @@ static bool is_read_anywhere(CPrinter *p, KVal v) {
     }
     p->loop = 0;
     return read;
+}
+
+void cuda_declare_vectors(CPrinter *p) {
+    for (int v = 0; v < p->body->n; v++) {
+        bool factors = p->body->instr[v].op == K_KEEP;
+        if ((factors || is_vector_load(p, v)) && has_several(p, v) && is_read_anywhere(p, v))
+            declare_vector(p, factors ? 'k' : 'x', v);
+    }
 }
 
 void cuda_load_early(CPrinter *p) {

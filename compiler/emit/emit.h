@@ -37,9 +37,10 @@ typedef struct CodeJoin {
     const bool *stored;    /* by result of the epilogue: something else reads it, too */
 } CodeJoin;
 
-/* Two products through a narrow middle with the epilogue of the first, as one CUDA kernel. */
+/* Two products through a narrow middle with the epilogue of the first, and that of the second where
+ * it is finished, as one CUDA kernel. */
 typedef struct CodeNarrow {
-    const struct Code *epilogue;
+    const struct Code *epilogue, *finish; /* NULL: a plain product, or its epilogue comes later */
     int32_t k, r, n, columns; /* A [., k] B1 is [., r], the result [., n]; columns of a block's */
     bool nt[2];               /* B1 is [r, k], B2 [n, r] */
     int32_t middle;           /* the result of the epilogue that is multiplied */

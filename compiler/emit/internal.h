@@ -71,9 +71,11 @@ typedef struct Joins {
 } Joins;
 
 /* By step: the later product that its CUDA kernel multiplies its epilogue by, and the earlier one
- * that multiplies its operand; -1: none. A step has one of the two at most. */
+ * that multiplies its operand; -1: none. A step has one of the two at most. finished: by step of a
+ * second product, that its epilogue is computed with it. */
 typedef struct Pairs {
     int32_t *second, *first;
+    bool *finished;
 } Pairs;
 
 Joins find_joins(Graph *g, PeftFn fn, const Schedule *s, const Storage *storage, bool skip);
@@ -87,7 +89,7 @@ bool body_reads_in_place(const Kernel *k, const Node *buffer);
 
 Pairs find_pairs(Graph *g, PeftFn fn, const Schedule *s, const Storage *storage, Joins joins,
                  bool skip);
-/* How the products of steps `first` and `second` are one kernel; its epilogue is the caller's. */
+/* How the products of steps `first` and `second` are one kernel; its epilogues are the caller's. */
 CodeNarrow *describe_narrow(Graph *g, PeftFn fn, const Schedule *s, const PeftGemm *first,
                             const PeftGemm *second, int32_t at);
 

@@ -1,7 +1,8 @@
 /* Which products a GPU multiplies two at a time: those through a narrow middle, as an adapter's or
  * its gradient's, where a kernel for 16 rows has room for all that it needs (cuda/narrow.cu). The
- * second product moves to the place of the first, which stays the right one for the library, too.
- * Invariant: all that the second product reads is there before the first one's step, and no step
+ * second product moves to the place of the first, which stays the right one for the library, too,
+ * and with it an epilogue over its elements that no kernel over rows computes. Invariant: all that
+ * the second product, and such an epilogue, reads is there before the first one's step, and no step
  * from there on writes it; what lies where is up to temps.c. */
 #include "internal.h"
 
@@ -51,20 +52,24 @@ static bool in_tiles(int64_t d, int64_t tile, int64_t limit) {
     return d > 0 && d % tile == 0 && d <= limit;
 }
 
-/* A product of few columns, with an epilogue over its elements that is computed by vectors. */
-static bool is_first(Graph *g, const Kernel *k, const Storage *storage) {
-    Args args;
+/* An epilogue, not just terms of a product, over elements alone, that is computed by vectors. */
+static bool has_vector_epilogue(Graph *g, const Kernel *k, const Args *args) {
     PeftGemm product;
-    if (!k->body || !multiplies(g, k, storage, &args) || plain_product(k, &args, &product))
-        return false;
-    Code code = {.kernel = compact_kernel(g, k), .storage = args.storage};
+    if (!k->body || plain_product(k, args, &product)) return false;
+    Code code = {.kernel = compact_kernel(g, k), .storage = args->storage};
     for (int i = 0; i < k->nout; i++)
         if (k->out[i]->op == OP_VAR || !stored_in_loop(k, i) ||
             access_of(k->body, k->out[i]->type) != ACCESS_ELEMENT)
             return false;
-    return in_tiles(k->anchor->in[0]->type.dim[1], TILE, MOST_K) &&
-           in_tiles(k->anchor->type.dim[1], TILE, MOST_R) &&
-           cuda_launch(code.kernel) == PEFT_LAUNCH_ELEMENTS && cuda_vector(g, &code) == CUDA_VECTOR;
+    return cuda_launch(code.kernel) == PEFT_LAUNCH_ELEMENTS && cuda_vector(g, &code) == CUDA_VECTOR;
+}
+
+/* A product of few columns, with an epilogue. */
+static bool is_first(Graph *g, const Kernel *k, const Storage *storage) {
+    Args args;
+    return multiplies(g, k, storage, &args) && has_vector_epilogue(g, k, &args) &&
+           in_tiles(k->anchor->in[0]->type.dim[1], TILE, MOST_K) &&
+           in_tiles(k->anchor->type.dim[1], TILE, MOST_R);
 }
 
 static int32_t result_index(const Kernel *k, const Node *n) {
@@ -112,10 +117,27 @@ static bool is_second(Graph *g, const Schedule *s, int32_t i, int32_t j, const S
                         n1->attr.matmul.trans_b, n2->attr.matmul.trans_b) > 0;
 }
 
+/* Whether the epilogue of step j, the second of two products, could be computed where step i, the
+ * first one, stands: no other kernel computes it, and all that it reads is there. */
+static bool is_finished(Graph *g, const Schedule *s, int32_t i, int32_t j, const Storage *storage,
+                        Joins joins) {
+    const Kernel *first = s->kernel[i], *k = s->kernel[j];
+    Args args;
+    if (joins.rows[j] >= 0 || !multiplies(g, k, storage, &args) ||
+        !has_vector_epilogue(g, k, &args) || k->body->rows != first->body->rows ||
+        k->body->cols != k->anchor->type.dim[1] || body_reads(k, args.node[0]))
+        return false;
+    for (int a = PEFT_GEMM_C + 1; a < args.nread; a++)
+        if (is_written(s, joins, i, j, args.node[a])) return false;
+    return true;
+}
+
 Pairs find_pairs(Graph *g, PeftFn fn, const Schedule *s, const Storage *storage, Joins joins,
                  bool skip) {
     size_t bytes = (size_t)s->n * sizeof(int32_t);
-    Pairs p = {.second = graph_alloc(g, bytes + 1), .first = graph_alloc(g, bytes + 1)};
+    Pairs p = {.second = graph_alloc(g, bytes + 1),
+               .first = graph_alloc(g, bytes + 1),
+               .finished = graph_alloc(g, (size_t)s->n + 1)};
     const NodePass *pass = node_passes(g, fn);
     memset(p.second, -1, bytes);
     memset(p.first, -1, bytes);
@@ -127,6 +149,7 @@ Pairs find_pairs(Graph *g, PeftFn fn, const Schedule *s, const Storage *storage,
             continue;
         p.second[i] = j;
         p.first[j] = i;
+        p.finished[j] = is_finished(g, s, i, j, storage, joins);
     }
     return p;
 }

@@ -79,6 +79,7 @@ static const PeftGemm *gemm_desc(Builder *b, const Kernel *k, const Args *args, 
     d->joined = b->joins.rows[step] >= 0;
     if (b->pairs.second[step] >= 0) d->ahead = b->pairs.second[step] - step;
     if (b->pairs.first[step] >= 0) d->back = step - b->pairs.first[step];
+    d->finished = b->pairs.finished[step];
     return d;
 }
 
@@ -152,15 +153,21 @@ static void mark_launched(Builder *b, int32_t kernel) {
     b->kernel[kernel].vector = (uint8_t)c->vector;
 }
 
-/* Of step j, whose kernel a GPU runs together with an earlier step's epilogue. */
-static const PeftJoin *build_join(Builder *b, const PeftStep *step, int32_t j) {
-    int32_t i = b->joins.product[j];
-    const CodeEntry *first = &b->out->entry[step[i].kernel], *then = &b->out->entry[step[j].kernel];
+/* Two entries' dropout sites, to be those of one kernel; its code is the caller's. */
+static CodeEntry both_entries(Builder *b, const CodeEntry *first, const CodeEntry *then) {
     CodeEntry both = {.nsite = first->nsite + then->nsite};
     int32_t *site = graph_alloc(b->g, (size_t)both.nsite * sizeof *site + 1);
     memcpy(site, first->site, (size_t)first->nsite * sizeof *site);
     memcpy(site + first->nsite, then->site, (size_t)then->nsite * sizeof *site);
     both.site = site;
+    return both;
+}
+
+/* Of step j, whose kernel a GPU runs together with an earlier step's epilogue. */
+static const PeftJoin *build_join(Builder *b, const PeftStep *step, int32_t j) {
+    int32_t i = b->joins.product[j];
+    const CodeEntry *first = &b->out->entry[step[i].kernel], *then = &b->out->entry[step[j].kernel];
+    CodeEntry both = both_entries(b, first, then);
     CodeJoin *join = describe_join(b->g, b->fn, b->schedule, i, j);
     join->epilogue = &b->out->code[first->code];
     join->rows = &b->out->code[then->code];
@@ -172,14 +179,17 @@ static const PeftJoin *build_join(Builder *b, const PeftStep *step, int32_t j) {
     return d;
 }
 
-/* Of step i, whose epilogue is multiplied by step j in its kernel. */
+/* Of step i, whose epilogue is multiplied by step j in its kernel, which may finish that step. */
 static const PeftGemm *build_narrow(Builder *b, const PeftStep *step, int32_t i, int32_t j) {
     PeftGemm *first = graph_alloc(b->g, sizeof *first);
     const PeftGemm *second = step[j].desc;
-    CodeEntry entry = b->out->entry[step[i].kernel]; /* with the epilogue's dropout sites */
+    const CodeEntry *epilogue = &b->out->entry[step[i].kernel],
+                    *finish = &b->out->entry[step[j].kernel];
+    CodeEntry entry = second->finished ? both_entries(b, epilogue, finish) : *epilogue;
     *first = *(const PeftGemm *)step[i].desc;
     CodeNarrow *narrow = describe_narrow(b->g, b->fn, b->schedule, first, second, i);
-    narrow->epilogue = &b->out->code[entry.code];
+    narrow->epilogue = &b->out->code[epilogue->code];
+    if (second->finished) narrow->finish = &b->out->code[finish->code];
     entry.code = code_find_narrow(b->g, b->out, narrow, step[i].where);
     first->narrow = entry_index(b, PEFT_KERNEL_MAP, entry, b->out->code[entry.code].name);
     mark_launched(b, first->narrow);

@@ -1,7 +1,8 @@
 /* Lifetimes of temporaries: the first step that writes a buffer, the last that reads it, and which
  * results may lie over an operand that dies in the same step. What an epilogue reads and writes
  * lives until a GPU has computed it, whoever runs the program; of two products through a narrow
- * middle both results live from the first on, and lie over no operand. Invariant: two values share
+ * middle, and of epilogues that one kernel computes with them, all results live from the first on,
+ * and lie over no operand. Invariant: two values share
  * a temporary only when the second is written by a kernel that reads the first for the last time,
  * element by element, wherever the kernel runs. */
 #include "internal.h"
@@ -106,7 +107,9 @@ static void find_lifetimes(Live *l) {
         }
         for (int j = 0; j < k->nout; j++)
             if (k->out[j]->op != OP_VAR) add_temp(l, k->out[j], i);
-        if (l->pairs.first[i] >= 0) l->out.temp[l->out.of[k->out[0]->id]].first = l->pairs.first[i];
+        if (l->pairs.first[i] < 0) continue;
+        for (int j = 0; j < (l->pairs.finished[i] ? k->nout : 1); j++)
+            l->out.temp[l->out.of[k->out[j]->id]].first = l->pairs.first[i];
     }
     const Function *f = &l->g->fn[l->fn];
     for (int i = 0; i < f->nout; i++) {
@@ -173,7 +176,8 @@ static void share_temps(Live *l) {
     for (int i = 0; i < l->s->n; i++) {
         const Kernel *k = l->s->kernel[i];
         if ((k->kind != PEFT_KERNEL_MAP && k->kind != PEFT_KERNEL_GEMM) || !k->body) continue;
-        if (l->pairs.second[i] >= 0) continue; /* blocks read the operands of others' rows */
+        if (l->pairs.second[i] >= 0 || l->pairs.finished[i])
+            continue; /* blocks read the operands of others' rows */
         for (int j = k->kind == PEFT_KERNEL_GEMM; j < k->nout; j++) {
             if (k->out[j]->op == OP_VAR) continue;
             int32_t t = dying_operand(l, i, k->out[j], taken);

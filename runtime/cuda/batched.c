@@ -16,7 +16,7 @@ static bool may_join(const PeftGemm *g) {
 }
 
 bool batch_leaves_epilogue(const PeftGemm *g) {
-    return !g->plain && !g->joined;
+    return !g->plain && !g->joined && !g->finished;
 }
 
 bool batch_waits(const Batched *b) {

@@ -37,7 +37,7 @@ void batches_free(Batches *b);
 /* Whether products of the batch wait for the last of them. */
 bool batch_waits(const Batched *b);
 
-/* Whether a product is followed by a kernel of its own, which is not part of a batch. */
+/* Whether a product's step ends with a kernel of its own, which is not part of a batch. */
 bool batch_leaves_epilogue(const PeftGemm *g);
 
 /* The buffer of operand k (A, B, C, addend, bias) of a product that is in a batch; PEFT_REF_NONE

@@ -197,22 +197,30 @@ static void *const *args_ahead(const PeftStep *s, void *const *arg, int ahead) {
     return arg;
 }
 
-/* The first product with its epilogue and the second one, in one kernel. */
+/* What the kernel of two products takes of the second one's arguments. */
+static void pass_second(Launch *l, const Exec *x, const PeftStep *second, void *const *arg) {
+    const PeftGemm *g = second->desc;
+    void *const product[] = {arg[1], arg[PEFT_GEMM_C], g->addend >= 0 ? arg[g->addend] : NULL,
+                             g->bias >= 0 ? arg[g->bias] : NULL};
+    if (g->finished)
+        pass_buffers(l, x, arg + 1, second->narg - 1);
+    else
+        pass_buffers(l, x, product, 4);
+}
+
+/* The first product with its epilogue and the second one, finished or not, in one kernel. */
 static bool run_narrow(const Exec *x, const PeftStep *s, void *const *arg, const int64_t *sym,
                        PeftError *err) {
-    const PeftGemm *first = s->desc, *second = s[first->ahead].desc;
+    const PeftGemm *first = s->desc;
+    const PeftStep *second = s + first->ahead;
     const PeftKernel *k = &x->program->kernel[first->narrow];
-    void *const *to = args_ahead(s, arg, first->ahead);
-    void *const operand[] = {to[1], to[PEFT_GEMM_C],
-                             second->addend >= 0 ? to[second->addend] : NULL,
-                             second->bias >= 0 ? to[second->bias] : NULL};
     int64_t rows = s->rows;
     int launched = (int)peft_dim(rows, sym);
     Launch l = {.n = 0};
-    if (s->narg + 7 + k->nsite > MAX_PARAMS)
+    if (s->narg + second->narg + 7 + k->nsite > MAX_PARAMS)
         return peft_fail(err, "%s has more than %d parameters", k->name, MAX_PARAMS);
     pass_buffers(&l, x, arg, s->narg);
-    pass_buffers(&l, x, operand, 4);
+    pass_second(&l, x, second, args_ahead(s, arg, first->ahead));
     pass(&l, &launched);
     pass(&l, &x->cuda->sym);
     pass(&l, &rows);
@@ -221,12 +229,16 @@ static bool run_narrow(const Exec *x, const PeftStep *s, void *const *arg, const
                    k->parts, k->block, k->shared, err);
 }
 
-/* The library's, behind the first one's epilogue and with its workspace. */
+/* The library's, behind the first one's epilogue and with its workspace, then its own epilogue when
+ * that is finished here. */
 static bool run_second(const Exec *x, const CudaMembers *m, const int64_t *sym, PeftError *err) {
     int ahead = ((const PeftGemm *)m->step->desc)->ahead;
-    CudaMatmul product =
-        product_of(x, m->step + ahead, args_ahead(m->step, m->arg[0], ahead), m->workspace[0], sym);
-    return cuda_gemm_run(x->cuda->gemm, &product, x->cuda->current, err);
+    const PeftStep *second = m->step + ahead;
+    void *const *arg = args_ahead(m->step, m->arg[0], ahead);
+    CudaMatmul product = product_of(x, second, arg, m->workspace[0], sym);
+    return cuda_gemm_run(x->cuda->gemm, &product, x->cuda->current, err) &&
+           (!((const PeftGemm *)second->desc)->finished ||
+            run_generated(x, second, &arg, 1, sym, err));
 }
 
 /* The product, or a batch, then what is fused behind it as a kernel over its elements or rows. */

@@ -2,10 +2,11 @@
  *
  *   C [m, N] = scale (f(A B1) B2) + addend + bias,   A [m, K],   A B1 [m, R], R <= 64
  *
- * with any epilogue f that generated code computes in between (narrow_sum8). A block has 16 rows
- * and COLUMNS columns of C. It computes all of its rows' middle, as the other blocks of these rows
- * do: that is cheaper than another launch. All that it multiplies comes into shared memory in one
- * burst of copies, the weights, which the kernel before does not write, ahead of the wait for it.
+ * with any epilogue f that generated code computes in between (narrow_sum8), and any over C, which
+ * it computes in the end, instead of storing C (narrow_get8). A block has 16 rows and COLUMNS
+ * columns of C. It computes all of its rows' middle, as the other blocks of these rows do: that is
+ * cheaper than another launch. All that it multiplies comes into shared memory in one burst of
+ * copies, the weights, which the kernel before does not write, ahead of the wait for it.
  *
  * Warps share the first product by k; their parts are added in order. Rows that a matrix has beyond
  * the launch are zero in shared memory, and nothing of them is read or written. Invariant: every
@@ -30,6 +31,8 @@ template <int K_, int R_, int N_, int COLUMNS_, bool NT1_, bool NT2_> struct Nar
     static constexpr int B2_STRIDE = (NT2 ? R : COLUMNS) + NARROW_GAP, B2_ROWS = NT2 ? COLUMNS : R;
     static constexpr int WARP_COLUMNS = COLUMNS / NARROW_WARPS;
     static constexpr int OUT_STRIDE = WARP_COLUMNS + NARROW_GAP;
+    /* Of eight neighbours in C: those across a warp's columns, and of a thread, at most. */
+    static constexpr int ACROSS = WARP_COLUMNS / 8, VECTORS = (NARROW_ROWS * ACROSS + 31) / 32;
     /* The first product's operands, then its parts, then the result. */
     static constexpr int B1 = NARROW_ROWS * A_STRIDE, OPERANDS = B1 + B1_ROWS * B1_STRIDE;
     static constexpr int PART = NARROW_ROWS * MIDDLE_STRIDE; /* floats */
@@ -168,13 +171,44 @@ PK_DEVICE float narrow_term(const NarrowTerms &t, float sum, int64_t at, int col
     return t.bias ? sum + pk_get(t.bias, column) : sum;
 }
 
+/* Vector j of a thread: which of its warp's it is, its row and first column in C. The last ones
+ * need not be there: whether it is, among the rows of the launch. */
+PK_DEVICE int narrow_vector(int j) {
+    return 32 * j + (int)(threadIdx.x & 31);
+}
+
+template <typename S> PK_DEVICE int narrow_row(int j) {
+    return (int)blockIdx.x * NARROW_ROWS + narrow_vector(j) / S::ACROSS;
+}
+
+template <typename S> PK_DEVICE int narrow_column(int j) {
+    return (int)blockIdx.y * S::COLUMNS + (int)threadIdx.x / 32 * S::WARP_COLUMNS +
+           narrow_vector(j) % S::ACROSS * 8;
+}
+
+template <typename S> PK_DEVICE bool narrow_has(int j, int launched) {
+    return narrow_vector(j) < NARROW_ROWS * S::ACROSS && narrow_row<S>(j) < launched;
+}
+
+/* A warp's part of C in shared memory, and where vector j of a thread lies in it. */
+template <typename S> PK_DEVICE work *narrow_out() {
+    return narrow_memory() + (int)threadIdx.x / 32 * NARROW_ROWS * S::OUT_STRIDE;
+}
+
+template <typename S> PK_DEVICE int narrow_at(int j) {
+    return narrow_vector(j) / S::ACROSS * S::OUT_STRIDE + narrow_vector(j) % S::ACROSS * 8;
+}
+
 /* A warp's sums, by 8 columns, to its place in shared memory. */
 template <typename S>
-PK_DEVICE void narrow_finish(const float (&sum)[S::WARP_COLUMNS / 8][4], const NarrowTerms &terms,
-                             work *out, int row0, int column0, int launched) {
+PK_DEVICE void narrow_terms(const float (&sum)[S::ACROSS][4], const NarrowTerms &terms,
+                            int launched) {
+    const int row0 = (int)blockIdx.x * NARROW_ROWS;
+    const int column0 = (int)blockIdx.y * S::COLUMNS + (int)threadIdx.x / 32 * S::WARP_COLUMNS;
+    work *out = narrow_out<S>();
     const int lane = threadIdx.x & 31;
 #pragma unroll
-    for (int j = 0; j < S::WARP_COLUMNS / 8; j++)
+    for (int j = 0; j < S::ACROSS; j++)
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const int r = lane / 4 + 8 * i, c = 8 * j + lane % 4 * 2, column = column0 + c;
@@ -186,16 +220,11 @@ PK_DEVICE void narrow_finish(const float (&sum)[S::WARP_COLUMNS / 8][4], const N
         }
 }
 
-/* C from the middle, for which it waits. */
-template <typename S>
-PK_DEVICE void narrow_second(work *c, const NarrowTerms &terms, int launched) {
-    constexpr int TILES = S::WARP_COLUMNS / 8, PAIRS = (TILES + 1) / 2,
-                  ACROSS = S::WARP_COLUMNS / 8;
-    const int warp = (int)threadIdx.x / 32, lane = threadIdx.x & 31;
-    const int row0 = (int)blockIdx.x * NARROW_ROWS;
-    const int column0 = (int)blockIdx.y * S::COLUMNS + warp * S::WARP_COLUMNS;
+/* C from the middle, for which it waits, in shared memory: each warp has its part there. */
+template <typename S> PK_DEVICE void narrow_second(const NarrowTerms &terms, int launched) {
+    constexpr int TILES = S::ACROSS, PAIRS = (TILES + 1) / 2;
+    const int warp = (int)threadIdx.x / 32;
     const work *b = narrow_memory() + S::B2;
-    work *out = narrow_memory() + warp * NARROW_ROWS * S::OUT_STRIDE;
     float sum[TILES][4] = {};
     uint32_t y[S::R / 16][PAIRS][4];
 #pragma unroll
@@ -212,15 +241,22 @@ PK_DEVICE void narrow_second(work *c, const NarrowTerms &terms, int launched) {
 #pragma unroll
         for (int j = 0; j < TILES; j++) mma_bf16(sum[j], x, y[k][j / 2] + j % 2 * 2);
     }
-    narrow_finish<S>(sum, terms, out, row0, column0, launched);
+    narrow_terms<S>(sum, terms, launched);
     __syncwarp();
+}
+
+/* Vector j of C, for an epilogue. */
+template <typename S> PK_DEVICE void narrow_get8(int j, float *x) {
+    pk_get8(narrow_out<S>(), narrow_at<S>(j), x);
+}
+
+/* C as it is, to memory. */
+template <typename S> PK_DEVICE void narrow_store(work *c, int launched) {
 #pragma unroll
-    for (int first = 0; first < NARROW_ROWS * ACROSS; first += 32) {
-        const int i = first + lane, r = i / ACROSS, column = i % ACROSS * 8;
-        if (i >= NARROW_ROWS * ACROSS || row0 + r >= launched) continue;
-        *(uint4 *)(c + (int64_t)(row0 + r) * S::N + column0 + column) =
-            *(const uint4 *)(out + r * S::OUT_STRIDE + column);
-    }
+    for (int j = 0; j < S::VECTORS; j++)
+        if (narrow_has<S>(j, launched))
+            *(uint4 *)(c + (int64_t)narrow_row<S>(j) * S::N + narrow_column<S>(j)) =
+                *(const uint4 *)(narrow_out<S>() + narrow_at<S>(j));
 }
 
 #endif

@@ -1,7 +1,8 @@
 /* Two products through a narrow middle (narrow.cu) on the emulator, against sums in double, with an
- * epilogue in between as generated kernels have it. Nothing beyond a matrix is read (operands end
- * where their memory does; the address sanitizer looks) or counts (what surrounds them in shared
- * memory is NaN), and every order of threads and blocks gives the same bits. */
+ * epilogue in between as generated kernels have it. One in the end gives the bits that it gives of
+ * the stored result. Nothing beyond a matrix is read (operands end where their memory does; the
+ * address sanitizer looks) or counts (what surrounds them in shared memory is NaN), and every order
+ * of threads and blocks gives the same bits. */
 #define PEFT_BF16
 #include "cuda_check.h"
 
@@ -73,9 +74,17 @@ static void expect(const Case &c, const Operands<S> &x, std::vector<float> *midd
     }
 }
 
-/* What generated code does. */
+/* What the second epilogue makes of an element of the result, which a matrix of another one is for:
+ * more than bf16 keeps, and not 0 for 0. */
+static float finish(float x, float other) {
+    return (x + other) * 1.1f + 0.3f;
+}
+
+/* What generated code does: with the result as it is, or with what the epilogue makes of it and
+ * `other`. */
 template <typename S>
-static void narrow_kernel(const Case &c, const Operands<S> &x, work *middle, work *result) {
+static void narrow_kernel(const Case &c, const Operands<S> &x, work *middle, work *result,
+                          const work *other) {
     device::narrow_load_weights<S>(x.b1.data(), x.b2.data());
     device::pk_begin();
     device::narrow_load_rows<S>(x.a.data(), c.launched);
@@ -93,25 +102,61 @@ static void narrow_kernel(const Case &c, const Operands<S> &x, work *middle, wor
     }
     const device::NarrowTerms terms = {c.scale, c.addend ? x.addend.data() : nullptr,
                                        c.bias ? x.bias.data() : nullptr};
-    device::narrow_second<S>(result, terms, c.launched);
+    device::narrow_second<S>(terms, c.launched);
+    if (!other) {
+        device::narrow_store<S>(result, c.launched);
+        return;
+    }
+    for (int j = 0; j < S::VECTORS; j++) {
+        if (!device::narrow_has<S>(j, c.launched)) continue;
+        const int64_t to = device::narrow_row<S>(j) * S::N + device::narrow_column<S>(j);
+        alignas(16) float y[8], z[8];
+        device::narrow_get8<S>(j, y);
+        device::pk_get8(other, to, z);
+        for (int i = 0; i < 8; i++) y[i] = finish(y[i], z[i]);
+        device::pk_put8(result, to, y);
+    }
+}
+
+/* The same epilogue as a kernel of its own over the stored result. */
+template <typename S>
+static void finish_apart(const Case &c, Guarded<uint16_t> &result, const Matrix &other,
+                         Guarded<uint16_t> *out) {
+    for (int64_t i = 0; i < (int64_t)c.launched * S::N; i++) {
+        const float x = device::pk_get((const work *)result.data(), i);
+        const float y = finish(x, device::pk_get(other.data(), i));
+        device::pk_put((work *)out->data(), i, y);
+    }
 }
 
 template <typename S> static void check_case(const Case &c) {
     const Operands<S> x(c);
     std::vector<float> middle, result;
     expect(c, x, &middle, &result);
+    const Matrix other((int64_t)c.launched * S::N);
     Guarded<uint16_t> first(c.launched * S::N), stored(c.launched * S::R);
+    Guarded<uint16_t> finished(c.launched * S::N);
     for (Order order : {FORWARD, REVERSE, SHUFFLED}) {
         Guarded<uint16_t> out(c.launched * S::N), kept(c.launched * S::R);
-        run_kernel((unsigned)(c.launched + 15) / 16, S::N / S::COLUMNS, device::NARROW_THREADS,
-                   order, [&] { narrow_kernel<S>(c, x, (work *)kept.data(), (work *)out.data()); });
+        run_kernel(
+            (unsigned)(c.launched + 15) / 16, S::N / S::COLUMNS, device::NARROW_THREADS, order,
+            [&] { narrow_kernel<S>(c, x, (work *)kept.data(), (work *)out.data(), nullptr); });
         close_to(kept, middle, 1.0 / 256, "middle");
         close_to(out, result, 1.0 / 128, "result");
         if (order == FORWARD) {
             first = out;
             stored = kept;
+            finish_apart<S>(c, out, other, &finished);
         }
         same_bits(first, out);
+        same_bits(stored, kept);
+        Guarded<uint16_t> once(c.launched * S::N);
+        run_kernel((unsigned)(c.launched + 15) / 16, S::N / S::COLUMNS, device::NARROW_THREADS,
+                   order, [&] {
+                       narrow_kernel<S>(c, x, (work *)kept.data(), (work *)once.data(),
+                                        other.data());
+                   });
+        same_bits(finished, once);
         same_bits(stored, kept);
     }
 }

@@ -73,7 +73,7 @@ static int epilogue_touches(const Compiled *m, const PeftStep *product, Touch *o
 }
 
 /* Of two products through a narrow middle the second is multiplied where the first is, without a
- * workspace of its own; what is left of it is its epilogue. */
+ * workspace of its own; what is left of it is its epilogue, unless that is computed there, too. */
 static const PeftGemm *gemm_of(const Compiled *m, const PeftStep *s) {
     return m->program->table.kernel[s->kernel].kind == PEFT_KERNEL_GEMM ? s->desc : NULL;
 }
@@ -88,7 +88,13 @@ static bool is_gemm(const Compiled *m, const PeftStep *s) {
 
 static bool has_epilogue(const Compiled *m, const PeftStep *s) {
     const PeftGemm *g = s->desc;
-    return is_gemm(m, s) && !g->plain && !g->joined;
+    return is_gemm(m, s) && !g->plain && !g->joined && !g->finished;
+}
+
+/* Arguments of the second of two products, from 1 on, that belong to the first's launch. */
+static int second_args(const PeftStep *second) {
+    const PeftGemm *g = second->desc;
+    return g->plain || g->finished ? second->narg : 3;
 }
 
 static int own_touches(const Compiled *m, const PeftStep *s, Part part, Touch *out) {
@@ -98,11 +104,8 @@ static int own_touches(const Compiled *m, const PeftStep *s, Part part, Touch *o
     assert_true(2 * s->narg < MOST_TOUCHED);
     for (int k = part == EPILOGUE || multiplied ? 2 : 0; k < s->narg; k++)
         if (!product || k <= 2) out[n++] = touch_of(m, s, k);
-    for (int k = 1; g && g->ahead; k++) { /* the second's operands and result */
-        const PeftGemm *second = s[g->ahead].desc;
-        if (k > 2 && (!second->plain || k == s[g->ahead].narg)) break;
+    for (int k = 1; g && g->ahead && k < second_args(s + g->ahead); k++)
         out[n++] = touch_of(m, s + g->ahead, k);
-    }
     return n;
 }
 
@@ -174,23 +177,52 @@ static int count_kernels(const Compiled *m, const Order *o, const bool *before, 
     return all;
 }
 
+/* What is written at the second of two products by the first's launch lives from there on, lies
+ * over nothing that the launch reads, and what is in between does not touch it. */
+static void check_results(const Compiled *m, const PeftStep *first, const PeftStep *second) {
+    Touch other[MOST_TOUCHED];
+    for (int a = 2; a < second_args(second); a++) {
+        Touch result = touch_of(m, second, a);
+        if (!result.written) continue;
+        const PeftFunction *f = &m->program->table.fn[PEFT_FN_TRAIN];
+        const PeftTemp *t = &f->temp[PEFT_REF_INDEX(second->arg[a])];
+        assert_int_equal(PEFT_REF_KIND(second->arg[a]), PEFT_REF_TEMP);
+        assert_true(t->first <= first - f->step && second - f->step <= t->last);
+        for (int k = 0; k <= first->narg; k++) {
+            other[0] = touch_of(m, first, k);
+            assert_false(touches_conflict(&result, 1, other, 1));
+        }
+        for (int k = 0; k < second_args(second); k++) {
+            other[0] = touch_of(m, second, k);
+            assert_true(k == a || !touches_conflict(&result, 1, other, 1));
+        }
+        for (const PeftStep *k = first + 1; k < second; k++)
+            for (int b = 0; b <= k->narg; b++) {
+                other[0] = touch_of(m, k, b);
+                assert_false(touches_conflict(&result, 1, other, 1));
+            }
+    }
+}
+
 /* All that the second of two products through a narrow middle reads is there before the first, and
- * its result lives from then on, over nothing that the first reads. */
-static int check_pairs(const Compiled *m) {
+ * so is what its epilogue reads where that is finished. */
+static int check_pairs(const Compiled *m, int *finished) {
     const PeftProgram *p = &m->program->table;
     const PeftFunction *f = &p->fn[PEFT_FN_TRAIN];
     int pairs = 0;
+    *finished = 0;
     for (int i = 0; i < f->nstep; i++) {
         const PeftStep *s = &f->step[i], *second = peft_second(p, s);
         if (!second) continue;
         const PeftGemm *g = second->desc;
-        Touch result = touch_of(m, second, 2), other[MOST_TOUCHED];
+        Touch other[MOST_TOUCHED];
+        PeftSpan span[PEFT_SPANS];
         assert_true(second > s && second < f->step + f->nstep && second - g->back == s);
         assert_int_equal(p->kernel[((const PeftGemm *)s->desc)->narrow].launch, PEFT_LAUNCH_NARROW);
-        for (int k = 0; k <= s->narg; k++) {
-            other[0] = touch_of(m, s, k);
-            assert_false(touches_conflict(&result, 1, other, 1));
-        }
+        check_results(m, s, second);
+        peft_spans(p, s, span);
+        assert_true(span[2].step == second && span[2].begin == 1);
+        assert_int_equal(span[2].end, second_args(second));
         for (const PeftStep *k = s; k < second; k++) {
             int n = 0;
             for (int a = k->nread; a < k->narg; a++) other[n++] = touch_of(m, k, a);
@@ -198,12 +230,13 @@ static int check_pairs(const Compiled *m) {
                 other[n++] = touch_of(m, k, 2);
             if (k != s && k->workspace != (int32_t)PEFT_REF_NONE)
                 other[n++] = touch_of(m, k, k->narg);
-            for (int a = 1; a < (g->plain ? second->narg : 3); a++) {
+            for (int a = 1; a < second_args(second); a++) {
                 Touch read = touch_of(m, second, a);
                 assert_false(touches_conflict(&read, 1, other, n));
             }
         }
         pairs++;
+        *finished += g->finished;
     }
     return pairs;
 }
@@ -430,14 +463,16 @@ static void check_batches(const Order *o) {
 /* Returns how many kernels are launched. */
 static int check_program(const char *path, const char *set, double most, bool skip_join) {
     Compiled m;
-    int chain;
+    int chain, finished;
     open_model(&m, path, set, skip_join);
     const PeftFunction *f = &m.program->table.fn[PEFT_FN_TRAIN];
     check_written_first(&m);
     check_slack(&m);
     int joins = check_joins(&m);
     assert_int_equal(joins == 0, skip_join);
-    assert_int_equal(check_pairs(&m) > 0, !skip_join && strstr(path, "adapters"));
+    bool paired = !skip_join && strstr(path, "adapters");
+    assert_int_equal(check_pairs(&m, &finished) > 0, paired);
+    assert_int_equal(finished > 0, paired);
     int streams = CUDA_STREAMS;
     Order o = program_order(&m, streams), free_order = program_order(&m, f->nstep);
     bool *before = all_pairs(&o, -1);
@@ -450,10 +485,11 @@ static int check_program(const char *path, const char *set, double most, bool sk
     }
     int kernels = count_kernels(&m, &o, before, &chain);
     check_batches(&o);
-    print_message("%s: %d steps, %d joined, in %d launches, %d of them to dequantise, longest chain"
-                  " %d on %d streams (%d waits), %d on any; %d kernels, %d in a chain; %.1f MB\n",
-                  path, f->nstep, joins, o.nstep, prepared, o.longest, streams, o.nwait,
-                  free_order.longest, kernels, chain, (double)m.plan.peak / 1e6);
+    print_message(
+        "%s: %d steps, %d joined, %d finished, in %d launches, %d of them to dequantise, longest chain"
+        " %d on %d streams (%d waits), %d on any; %d kernels, %d in a chain; %.1f MB\n",
+        path, f->nstep, joins, finished, o.nstep, prepared, o.longest, streams, o.nwait,
+        free_order.longest, kernels, chain, (double)m.plan.peak / 1e6);
     assert_true(o.first_member[o.nstep] > o.nstep); /* some are launched together */
     free(place);
     assert_true(o.longest < most * f->nstep);
@@ -472,6 +508,7 @@ static void test_programs(void **state) {
     } c[] = {{"models/lora_r16.bert", NULL, 0.60},
              {"models/qlora_r16.bert", NULL, 0.65},
              {"models/adapters.bert", NULL, 0.55},
+             {"tests/unit/scaled_adapters.bert", NULL, 0.55},
              {"models/full_ft.bert", NULL, 0.45},
              {"models/mlm.bert", NULL, 0.60},
              /* products of one shape that read each other's epilogue */
